@@ -1,0 +1,76 @@
+"""The small object that every tab and route gets: where things are, and which study is being worked on.
+
+It holds no state of its own beyond the command line's settings: everything that must survive is in the storage.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlmodel import select
+
+import storage
+from app.security import Signer
+from storage.models import Setting, Study
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENES_PROMPTS = ROOT / "lpo" / "scenes" / "prompts.json"
+SCENES_SALT = "scenes"  # the split that the embedded base and its warm LRM were trained under: never change it
+SCENES_QUESTION = "Which picture is better for the prompt?"
+CURRENT_STUDY = "current_study"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line said. `device` is handed to the jobs as it is ("auto", "cpu", "cuda", "cuda:1", "mps")."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 7860
+    password: str | None = None
+    device: str = "auto"
+    workers: bool = True
+
+
+class Lab:
+    """`store` is the open storage, `settings` the command line, `signer` signs cookies with this data folder's key."""
+
+    def __init__(self, store: "storage.Storage", settings: Settings):
+        self.store = store
+        self.settings = settings
+        self.signer = Signer(Path(settings.data_dir))
+
+    def studies(self) -> list[Study]:
+        """All studies, oldest first."""
+        with self.store.session() as session:
+            return list(session.exec(select(Study).order_by(Study.created_at, Study.id)).all())
+
+    def current_study(self) -> Study:
+        """The study that the tabs work on: the one last chosen, else the oldest, else a new Scenes study."""
+        with self.store.session() as session:
+            chosen = session.get(Setting, CURRENT_STUDY)
+            study = session.get(Study, json.loads(chosen.value)) if chosen else None
+            study = study or session.exec(select(Study).order_by(Study.created_at, Study.id)).first()
+        return study or self._create_scenes_study()
+
+    def choose_study(self, study_id: int) -> Study:
+        """Makes `study_id` the current study of this data folder."""
+        with self.store.session() as session:
+            study = session.get(Study, study_id)
+            if study is None:
+                raise ValueError(f"There is no study {study_id}; choose one of the list.")
+            session.merge(Setting(key=CURRENT_STUDY, value=json.dumps(study_id)))
+            session.commit()
+        return study
+
+    def _create_scenes_study(self) -> Study:
+        from storage import labels
+
+        prompts = json.loads(SCENES_PROMPTS.read_text()) if SCENES_PROMPTS.exists() else ["a red circle on a meadow"]
+        study = labels.create_study(
+            self.store, name="Scenes", base="scenes", question=SCENES_QUESTION, salt=SCENES_SALT
+        )
+        labels.add_prompts(self.store, study, prompts)
+        return study
+
+

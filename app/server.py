@@ -1,0 +1,57 @@
+"""The web server: our own routes, the guard in front of everything, and the Gradio page mounted at "/"."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.responses import FileResponse, JSONResponse
+
+from app import ui
+from app.lab import Lab
+
+HASH = re.compile(r"[0-9a-f]{16,128}")
+COMPONENTS = Path(__file__).parent / "components"
+
+
+def create_app(lab: Lab) -> FastAPI:
+    """The whole application for `lab`: routes of our own first, then the page."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/healthz")
+    def healthz() -> dict:
+        return {"ok": True}
+
+    @app.get("/media/{name}")
+    def media(name: str):
+        path = lab.store.media.path(name) if HASH.fullmatch(name) else None
+        if path is None or not path.exists():
+            return JSONResponse({"error": "There is no such picture."}, status_code=404)
+        return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})
+
+    if importlib.util.find_spec("app.label_routes") is not None:
+        from app import label_routes
+
+        app.include_router(label_routes.router(lab))
+
+    plotly = Path(importlib.util.find_spec("plotly").origin).parent / "package_data"
+    gr.set_static_paths([COMPONENTS, plotly])
+    return gr.mount_gradio_app(
+        app,
+        ui.build_ui(lab).queue(api_open=False, default_concurrency_limit=8),
+        path="/",
+        server_name=lab.settings.host,
+        server_port=lab.settings.port,
+        theme=ui.THEME,
+        css=ui.CSS,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        show_error=True,
+        max_file_size="4gb",
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+    )

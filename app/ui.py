@@ -1,0 +1,35 @@
+"""Assembles the five tabs; no logic. Also the one place that says how the page looks."""
+
+import importlib
+import importlib.util
+
+import gradio as gr
+
+from app.lab import Lab
+
+TABS = (("Label", "label"), ("Curves", "curves"), ("Train", "train"), ("Compare", "compare"), ("Data", "data"))
+
+# Only fonts that the system has: a page of the lab loads nothing from outside.
+THEME = gr.themes.Default(
+    primary_hue="indigo",
+    neutral_hue="slate",
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
+CSS = """
+.gradio-container { max-width: 1280px !important; margin: 0 auto !important; padding: 0.5rem 1rem !important; }
+footer { display: none !important; }
+"""
+
+
+def build_ui(lab: Lab) -> gr.Blocks:
+    """The page: a tab per step of the loop, each built by its own module."""
+    with gr.Blocks(title="Preference Lab", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as blocks:
+        with gr.Tabs(elem_id="tabs"):
+            for name, tab_id in TABS:
+                with gr.Tab(name, id=tab_id, elem_id=f"tab-{tab_id}"):
+                    if importlib.util.find_spec(f"app.tabs.{tab_id}") is None:
+                        gr.Markdown(f"{name} is being built.")
+                    else:
+                        importlib.import_module(f"app.tabs.{tab_id}").build(lab)
+    return blocks
