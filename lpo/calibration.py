@@ -1,0 +1,118 @@
+"""How good a latent reward model is, said honestly: temperature, accuracy, log-loss, calibration error, intervals.
+
+Works on margins (score of the first picture minus score of the second) and targets (P(first is chosen)), as plain
+numpy arrays; it knows no model. Everything that has an interval is a ratio of sums over pairs, so the cluster
+bootstrap needs only the sums of each prompt: pairs of one prompt are not independent, prompts are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+TEMPERATURE_RANGE = (0.02, 50.0)
+BINS = 5  # of the confidence max(p, 1 - p), equal width over [0.5, 1]: few, since held-out labels are few
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with a two-sided bootstrap interval; all three are None where there is nothing to measure."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def log_loss(margins: np.ndarray, targets: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """(N,) nats a pair: cross-entropy of sigmoid(margin / temperature) against the target; ln 2 = knows nothing."""
+    scaled = margins / temperature
+    return np.logaddexp(0.0, scaled) - targets * scaled
+
+
+def fit_temperature(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
+    """The temperature T in TEMPERATURE_RANGE that minimises the weighted log-loss of sigmoid(margin / T).
+
+    The loss is convex in 1/T, so bisection on its derivative finds the one minimum: d/d(1/T) = sum w (p - target) m.
+    A model that is right always goes to the lower end of the range, one no better than chance to the upper end.
+    (Guo et al. 2017, "On Calibration of Modern Neural Networks", for a pair instead of a class.)
+    """
+    margins, targets, weights = (np.asarray(one, dtype=np.float64) for one in (margins, targets, weights))
+    if len(margins) == 0:
+        raise ValueError("a temperature needs at least one calibration pair")
+
+    def slope(inverse: float) -> float:
+        return float(np.sum(weights * (_sigmoid(margins * inverse) - targets) * margins))
+
+    low, high = np.log(1 / TEMPERATURE_RANGE[1]), np.log(1 / TEMPERATURE_RANGE[0])
+    if slope(np.exp(low)) >= 0:
+        return TEMPERATURE_RANGE[1]
+    if slope(np.exp(high)) <= 0:
+        return TEMPERATURE_RANGE[0]
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(np.exp(middle)) < 0 else (low, middle)
+    return float(1 / np.exp((low + high) / 2))
+
+
+def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prompts: Sequence[str],
+             temperature: float = 1.0, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, Any]:
+    """Accuracy, log-loss and expected calibration error of N pairs with intervals, ready for JSON.
+
+    margins, targets, weights: (N,) or (N, D) with D noise draws of the same pair; a draw is a D-th of its pair.
+    - accuracy: weighted share of pairs whose chosen picture has the higher score; a tie in the labels (target 0.5)
+      is left out, equal scores count half, a soft label counts as its majority.
+    - log_loss: nats a pair, of sigmoid(margin / temperature), ties included.
+    - ece: sum over BINS of |mean P - mean target| for the side that the model favours, weighted by the bin's share.
+    Intervals: percentiles of a bootstrap that resamples prompts. Where every prompt agrees it would have no width
+    (0 or 1), so accuracy is then widened to the Wilson interval of that many prompts.
+    """
+    margins = np.asarray(margins, dtype=np.float64)
+    draws = margins.shape[1] if margins.ndim == 2 else 1
+    margins = margins.reshape(-1)
+    targets, weights = (np.repeat(np.asarray(one, dtype=np.float64), draws) for one in (targets, weights))
+    _, cluster = np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
+    n = int(cluster.max()) + 1 if len(cluster) else 0
+    cluster = np.repeat(cluster, draws)
+    weights = weights / draws
+
+    counts = weights * (targets != 0.5)
+    correct = counts * np.where(margins == 0, 0.5, (margins > 0) == (targets > 0.5))
+    loss = weights * log_loss(margins, targets, temperature)
+    p = _sigmoid(margins / temperature)
+    confidence = np.maximum(p, 1 - p)
+    favoured = np.where(p >= 0.5, targets, 1 - targets)
+    bins = np.minimum((confidence - 0.5) / 0.5 * BINS, BINS - 1).astype(int)
+
+    def per_prompt(values: np.ndarray) -> np.ndarray:
+        return np.bincount(cluster, weights=values, minlength=n)
+
+    gap = np.stack([per_prompt(weights * (confidence - favoured) * (bins == b)) for b in range(BINS)], axis=-1)
+    total = per_prompt(weights)
+    rng = np.random.default_rng(seed)
+    picks = rng.multinomial(n, np.full(n, 1 / n), size=resamples) if n else np.zeros((0, 0))
+    tails = ((1 - level) / 2 * 100, (1 + level) / 2 * 100)
+
+    def ratio(top: np.ndarray, bottom: np.ndarray) -> Estimate:
+        if bottom.sum() <= 0:
+            return Estimate(None, None, None)
+        below = picks @ bottom
+        above = picks @ top
+        above = np.abs(above).sum(-1) if above.ndim == 2 else above
+        low, high = np.percentile(above[below > 0] / below[below > 0], tails)
+        whole = np.abs(top.sum(0)).sum() if top.ndim == 2 else top.sum()
+        return Estimate(float(whole / bottom.sum()), float(low), float(high))
+
+    accuracy = ratio(per_prompt(correct), per_prompt(counts))
+    if accuracy.value in (0.0, 1.0):
+        decided = int((per_prompt(counts) > 0).sum())
+        z2 = 1.96 ** 2
+        edge = z2 / (decided + z2)
+        accuracy = Estimate(accuracy.value, 0.0, edge) if accuracy.value == 0 else Estimate(1.0, 1 - edge, 1.0)
+    return {"pairs": len(targets) // draws, "decided": int((counts > 0).sum()) // draws, "prompts": n,
+            "accuracy": asdict(accuracy), "log_loss": asdict(ratio(per_prompt(loss), total)),
+            "ece": asdict(ratio(gap, total))}
+
+
+def _sigmoid(values: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -values))
