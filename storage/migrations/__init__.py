@@ -1,0 +1,1 @@
+"""The database's past: one small file per revision in versions/, run by storage.db without any alembic.ini."""
