@@ -1,0 +1,135 @@
+"""Named settings for each command, every value beside its source. Plain data, no imports, no torch.
+
+paper = arXiv 2502.01051; code = the official repository Kwai-Kolors/LPO; per nat = carried over to 4x16x16 latents
+at the same strength per nat; measured = chosen by this project's own runs on Scenes.
+"""
+
+_SD15, _SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"
+
+_SAMPLING = {
+    "steps": (20, "paper: 20-step DDIM"),
+    "guidance_scale": (5.0, "paper, LPO sampling"),
+}
+_LPO_PUBLISHED = {
+    **_SAMPLING,
+    "eta": (1.0, "paper"),
+    "siblings": (4, "paper: K = 4"),
+    "threshold": ("sigma", "paper: the dynamic threshold"),
+    "threshold_min": (0.35, "paper, SD1.5 and SD2.1"),
+    "threshold_max": (0.5, "paper, SD1.5 and SD2.1"),
+    "beta": (500.0, "paper, on log-probabilities averaged over 4x64x64"),
+    "clamp": (0.1, "code: ratios clamped to [0.9, 1.1]"),
+    "lora_rank": (4, "code, SD1.5"),
+    "weight_decay": (1e-4, "code"),
+    "prompts_per_iteration": (5, "code, SD1.5: sample batch"),
+    "train_batch_size": (10, "code, SD1.5: train batch"),
+    "iterations": (4000, "code: 5 epochs over 4,000 prompts, 5 a round"),
+    "save_every": (200, "ours: twenty checkpoints"),
+    "eval_every": (100, "ours"),
+}
+_LPO_SD = {
+    **_LPO_PUBLISHED,
+    "lr": (6e-5, "code (the paper says 5e-5)"),
+    "score_timestep": ("own", "ours: siblings are less noisy than their parent"),
+    "max_grad_norm": (1.0, "ours: the published numbers were tuned unclipped"),
+}
+_LRM_PUBLISHED = {
+    "train": ("full", "paper"),
+    "lr": (1e-5, "paper"),
+    "steps": (4000, "paper, SD1.5"),
+    "batch_size": (128, "paper, SD1.5"),
+    "warmup_steps": (500, "paper, SD1.5"),
+    "guidance_scale": (7.5, "paper"),
+    "timesteps": (20, "code: t uniform over {1, 51, ..., 951}"),
+}
+
+_SOURCED: dict[str, dict[str, dict]] = {
+    "sample": {
+        "scenes": {**_SAMPLING, "policy": ({"base": "scenes"}, "the embedded model")},
+        "sd15": {
+            "steps": (20, "paper"),
+            "guidance_scale": (7.5, "Stable Diffusion's default"),
+            "policy": ({"base": _SD15}, "hub id"),
+        },
+        "sd21": {
+            "steps": (20, "paper"),
+            "guidance_scale": (7.5, "Stable Diffusion's default"),
+            "policy": ({"base": _SD21}, "hub id"),
+        },
+    },
+    "trace": {
+        "scenes": {
+            **_SAMPLING,
+            "eta": (1.0, "paper"),
+            "policy": ({"base": "scenes"}, "the embedded model"),
+            "lrm": (["scenes"], "the shipped LRM"),
+        },
+        "sd15": {**_SAMPLING, "eta": (1.0, "paper"), "policy": ({"base": _SD15}, "hub id")},
+        "sd21": {**_SAMPLING, "eta": (1.0, "paper"), "policy": ({"base": _SD21}, "hub id")},
+    },
+    "train-lrm": {
+        "scenes": {
+            "base": ("scenes", "the embedded model"),
+            "init": ("scenes", "few labels must go far: start from the shipped warm LRM"),
+            "train": ("full", "to be measured"),
+            "lr": (1e-4, "to be measured"),
+            "steps": (300, "to be measured"),
+            "batch_size": (32, "to be measured"),
+            "warmup_steps": (30, "a tenth of the steps"),
+            "lr_decay": ("cosine", "to be measured"),
+            "save_every": (100, "ours"),
+            "eval_every": (100, "ours"),
+        },
+        "sd15": {**_LRM_PUBLISHED, "base": (_SD15, "hub id"), "init": ("base", "paper")},
+        "sd21": {**_LRM_PUBLISHED, "base": (_SD21, "hub id"), "init": ("base", "paper")},
+        "official": {
+            **_LRM_PUBLISHED,
+            "base": (_SD15, "hub id"),
+            "init": ("base", "paper"),
+            "resample_latents": (True, "code: latents are drawn from the posterior"),
+            "max_grad_norm": (0.0, "code: unclipped"),
+        },
+        "lab": {**_LRM_PUBLISHED, "base": (_SD15, "hub id"), "init": ("base", "paper"), "lr_decay": ("cosine", "ours")},
+    },
+    "train-lpo": {
+        "scenes": {
+            **_SAMPLING,
+            "policy": ({"base": "scenes"}, "the embedded model"),
+            "lrm": ("scenes", "the shipped warm LRM"),
+            "beta": (31.0, "per nat: 500 at 4x64x64 is 31 at 4x16x16"),
+            "threshold_min": (0.35, "paper, SD1.5"),
+            "threshold_max": (0.5, "paper, SD1.5"),
+            "score_timestep": ("own", "ours"),
+            "lora_rank": (8, "prototype on Scenes"),
+            "lr": (5e-4, "prototype on Scenes"),
+            "iterations": (60, "minutes, not hours, on two cores"),
+            "prompts_per_iteration": (6, "prototype on Scenes"),
+            "train_batch_size": (20, "ours: fewer, fuller optimiser steps"),
+            "save_every": (20, "ours"),
+            "eval_every": (10, "ours"),
+        },
+        "sd15": {**_LPO_SD, "policy": ({"base": _SD15}, "hub id")},
+        "sd21": {**_LPO_SD, "policy": ({"base": _SD21}, "paper: SD2.1 was optimised from 2-1-base with the SD1.5 LRM")},
+        "official": {
+            **_LPO_PUBLISHED,
+            "policy": ({"base": _SD15}, "hub id"),
+            "lr": (6e-5, "code (the paper says 5e-5)"),
+            "score_timestep": ("parent", "code: siblings are scored at their parent's timestep"),
+            "max_grad_norm": (0.0, "code: its clipping never happened"),
+            "beta_unit": ("mean", "code"),
+        },
+        "lab": {
+            **_LPO_SD,
+            "policy": ({"base": _SD15}, "hub id"),
+            "t_min": (701, "paper: t in [750, 950] keeps almost everything; the trajectory stops there"),
+            "antithetic": (True, "best-worst range 2.26 sigma against 2.06 for 4 independent siblings"),
+        },
+    },
+}
+
+PRESETS: dict[str, dict[str, dict]] = {
+    c: {p: {f: v for f, (v, _) in fields.items()} for p, fields in presets.items()} for c, presets in _SOURCED.items()
+}
+SOURCES: dict[str, dict[str, dict[str, str]]] = {
+    c: {p: {f: s for f, (_, s) in fields.items()} for p, fields in presets.items()} for c, presets in _SOURCED.items()
+}

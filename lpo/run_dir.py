@@ -1,0 +1,140 @@
+"""The folder of one run, the only thing an app or a person needs to follow it: plain files, written so that a kill at
+any moment leaves nothing half-written. Imports no torch.
+
+    config.json   the frozen config        log.txt       what was said, last line `error: ...` after a failure
+    metrics.jsonl one JSON object a line   samples/      pictures while training
+    checkpoints/  step-000040/ ... final/  state/        what --resume needs   result.json  written last, on success
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from lpo.config import ConfigError
+
+STOPPED = 3  # exit code: stopped, resumable
+
+
+class Run:
+    """A run folder being written, from `Run.create` or `Run.resume`; `stop_requested` turns true on SIGTERM."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._stop = threading.Event()
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self._first_step: int | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: dict) -> Run:
+        """A new run in `path`, which must be new or empty of earlier runs. Raises ConfigError otherwise."""
+        run = cls(Path(path))
+        if (run.path / "config.json").exists():
+            raise ConfigError(f"{path} already holds a run: pass --resume to continue it, or choose another --run-dir.")
+        for folder in ("samples", "checkpoints", "state"):
+            (run.path / folder).mkdir(parents=True, exist_ok=True)
+        write_json(run.path / "config.json", config)
+        return run
+
+    @classmethod
+    def resume(cls, path: str | Path) -> tuple[Run, dict]:
+        """Open the run in `path` again and read its config. Raises ConfigError if there is none or it has finished."""
+        run = cls(Path(path))
+        if not (run.path / "config.json").exists():
+            raise ConfigError(f"{path} holds no run to resume (no config.json).")
+        if (run.path / "result.json").exists():
+            raise ConfigError(f"The run in {path} has already finished; start a new one to train further.")
+        for folder in ("samples", "checkpoints", "state"):
+            (run.path / folder).mkdir(exist_ok=True)
+        return run, json.loads((run.path / "config.json").read_text())
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state" / "state.pt"
+
+    def checkpoint(self, step: int | str) -> Path:
+        """`checkpoints/step-000040` for a number, `checkpoints/final` for a name."""
+        return self.path / "checkpoints" / (f"step-{step:06d}" if isinstance(step, int) else step)
+
+    def log(self, text: str) -> None:
+        """One dated line in log.txt and on stdout."""
+        stamp = datetime.datetime.now().isoformat(timespec="seconds")
+        print(text, flush=True)
+        with open(self.path / "log.txt", "a") as file:
+            file.write(f"{stamp} {text}\n")
+
+    def fail(self, sentence: str) -> None:
+        """The one sentence that says why the run failed, as the last line of log.txt."""
+        with open(self.path / "log.txt", "a") as file:
+            file.write(f"error: {sentence}\n")
+
+    def record(self, metrics: dict) -> dict:
+        """Append `metrics` (with step and total), plus seconds and left_s, to metrics.jsonl. Returns that line."""
+        now = time.monotonic() - self._started
+        if self._first_step is None:
+            self._first_step = metrics["step"] - 1
+        done = max(metrics["step"] - self._first_step, 1)
+        left = now / done * (metrics["total"] - metrics["step"])
+        row = {**metrics, "seconds": round(self._seconds_before + now, 2), "left_s": round(left, 1)}
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        return row
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics past `step`: the resumed run writes them again, identically."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        rows = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # a line cut short by a kill; everything after it is newer
+                break
+            if row["step"] <= step:
+                rows.append(row)
+        write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+        self._seconds_before = rows[-1]["seconds"] if rows else 0.0
+
+    def finish(self, result: dict) -> None:
+        """Write result.json: the run succeeded."""
+        write_json(self.path / "result.json", {"format_version": 1, **result})
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    def request_stop(self) -> None:
+        self._stop.set()
+
+    def catch_signals(self) -> None:
+        """From now on SIGTERM and SIGINT ask for a stop; a second one ends the process at once."""
+
+        def handler(signum: int, frame: object) -> None:
+            if self.stop_requested:
+                os._exit(128 + signum)
+            self.request_stop()
+
+        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, handler)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, data: dict | list) -> None:
+    write_text(path, json.dumps(data, indent=2) + "\n")
