@@ -33,7 +33,7 @@ class Storage:
 
         self.data_dir = data_dir
         self.engine = engine
-        self._writer = engine.execution_options(begin="BEGIN IMMEDIATE")
+        self._reading = _engine(data_dir / DATABASE, begin="BEGIN", pragmas=("query_only=ON",))
         self.media = Media(data_dir / "media")
         self.runs_dir = data_dir / "runs"
         self.traces_dir = data_dir / "traces"
@@ -46,21 +46,18 @@ class Storage:
     @contextmanager
     def session(self) -> Iterator[Session]:
         """A write transaction, committed on leaving. Keep it short: one writer at a time in all processes."""
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def reader(self) -> Iterator[Session]:
         """A read transaction on a stable snapshot; never waits for writers, and refuses to write."""
-        with Session(self.engine, expire_on_commit=False) as session:
-            session.connection().exec_driver_sql("PRAGMA query_only=ON")
-            try:
-                yield session
-            finally:
-                session.connection().exec_driver_sql("PRAGMA query_only=OFF")
+        with Session(self._reading, expire_on_commit=False) as session:
+            yield session
 
     def close(self) -> None:
         self.engine.dispose()
+        self._reading.dispose()
 
 
 def open_storage(data_dir: str | Path) -> Storage:
@@ -84,25 +81,25 @@ def open_storage(data_dir: str | Path) -> Storage:
     return Storage(folder, engine)
 
 
-def _engine(path: Path) -> Engine:
+def _engine(path: Path, begin: str = "BEGIN IMMEDIATE", pragmas: tuple[str, ...] = ()) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "isolation_level": None},
         pool_size=16,
         max_overflow=64,
     )
+    # recursive_triggers: REPLACE, too, then fires the triggers that protect labels
+    always = (f"busy_timeout={BUSY_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON")
 
     @event.listens_for(engine, "connect")
     def _pragmas(connection, _record) -> None:
-        connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA recursive_triggers=ON")  # REPLACE, too, fires the triggers that protect labels
+        for pragma in (*always, *pragmas):
+            connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # the driver's own implicit BEGIN is off (isolation_level None): this is the only place that begins
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+        connection.exec_driver_sql(begin)
 
     return engine
 
@@ -145,7 +142,7 @@ def _migrate(engine: Engine, folder: Path) -> None:
         raise StorageError(f"{path} is not a database ({error}); restore a file from {folder / 'backups'}.") from error
     directory = scripts()
     head = directory.get_current_head()
-    with engine.execution_options(begin="BEGIN IMMEDIATE").connect() as connection, connection.begin():
+    with engine.connect() as connection, connection.begin():
         current = MigrationContext.configure(connection).get_current_revision()
         if current == head:
             return

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from sqlalchemy import text
 from sqlmodel import Session, select
 
+from .answers import agreement, counts, effective, progress, training_pairs
 from .db import Storage
 from .models import CHOICES, SIDES, Annotator, Comparison, ComparisonPair, Preference, Study, StudyPair
 from .studies import (  # one door for everything about labels
@@ -34,8 +35,9 @@ from .studies import (  # one door for everything about labels
 )
 
 __all__ = [
-    "LabelError", "add_pair", "add_prompts", "annotator", "create_study", "get_annotator", "get_study",
-    "list_annotators", "list_studies", "next_pairs", "normalise", "split_of", "study_prompts", "undo", "vote",
+    "LabelError", "add_pair", "add_prompts", "agreement", "annotator", "counts", "create_study", "effective",
+    "get_annotator", "get_study", "list_annotators", "list_studies", "next_pairs", "normalise", "progress", "split_of",
+    "study_prompts", "training_pairs", "undo", "vote",
 ]  # fmt: skip
 
 REPEAT_GAP = 20  # other answers between the first and the second showing
