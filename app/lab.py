@@ -4,6 +4,7 @@ It holds no state of its own beyond the command line's settings: everything that
 """
 
 import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sqlmodel import select
 
 import storage
 from app.security import Signer
+from storage import labels
 from storage.models import Setting, Study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,35 +44,46 @@ class Lab:
 
     def studies(self) -> list[Study]:
         """All studies, oldest first."""
-        with self.store.session() as session:
-            return list(session.exec(select(Study).order_by(Study.created_at, Study.id)).all())
+        with self.store.reader() as session:
+            return list(session.exec(select(Study).order_by(Study.id)).all())
 
     def current_study(self) -> Study:
         """The study that the tabs work on: the one last chosen, else the oldest, else a new Scenes study."""
-        with self.store.session() as session:
+        with self.store.reader() as session:
             chosen = session.get(Setting, CURRENT_STUDY)
-            study = session.get(Study, json.loads(chosen.value)) if chosen else None
-            study = study or session.exec(select(Study).order_by(Study.created_at, Study.id)).first()
+            study = session.get(Study, chosen.value) if chosen else None
+            study = study or session.exec(select(Study).order_by(Study.id)).first()
         return study or self._create_scenes_study()
 
     def choose_study(self, study_id: int) -> Study:
-        """Makes `study_id` the current study of this data folder."""
+        """Makes `study_id` the current study of this data folder. ValueError if there is no such study."""
         with self.store.session() as session:
             study = session.get(Study, study_id)
             if study is None:
                 raise ValueError(f"There is no study {study_id}; choose one of the list.")
-            session.merge(Setting(key=CURRENT_STUDY, value=json.dumps(study_id)))
-            session.commit()
+            session.merge(Setting(key=CURRENT_STUDY, value=study_id))
         return study
+
+    def url(self) -> str:
+        """The address for a person: this machine's own name for a loopback host, else one that a phone can reach."""
+        host = self.settings.host
+        if host in ("0.0.0.0", "::"):
+            host = _lan_address()
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
 
     def _create_scenes_study(self) -> Study:
-        from storage import labels
-
+        # until the file of prompts is there
         prompts = json.loads(SCENES_PROMPTS.read_text()) if SCENES_PROMPTS.exists() else ["a red circle on a meadow"]
-        study = labels.create_study(
-            self.store, name="Scenes", base="scenes", question=SCENES_QUESTION, salt=SCENES_SALT
-        )
-        labels.add_prompts(self.store, study, prompts)
+        study = labels.create_study(self.store, "Scenes", base="scenes", question=SCENES_QUESTION, salt=SCENES_SALT)
+        labels.add_prompts(self.store, study.id, prompts)
         return study
 
 
+def _lan_address() -> str:
+    """This machine's address in the local network: the one that the system would send from (nothing is sent)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:  # no network at all
+            return socket.gethostname()

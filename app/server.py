@@ -1,7 +1,6 @@
 """The web server: our own routes, the guard in front of everything, and the Gradio page mounted at "/"."""
 
 import importlib.util
-import re
 from pathlib import Path
 
 import gradio as gr
@@ -10,14 +9,17 @@ from fastapi.responses import FileResponse, JSONResponse
 
 from app import ui
 from app.lab import Lab
+from app.security import Guard
+from storage import StorageError
+from storage.media import MEDIA_TYPES
 
-HASH = re.compile(r"[0-9a-f]{16,128}")
 COMPONENTS = Path(__file__).parent / "components"
 
 
 def create_app(lab: Lab) -> FastAPI:
     """The whole application for `lab`: routes of our own first, then the page."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, signer=lab.signer, password=lab.settings.password)
 
     @app.get("/healthz")
     def healthz() -> dict:
@@ -25,16 +27,19 @@ def create_app(lab: Lab) -> FastAPI:
 
     @app.get("/media/{name}")
     def media(name: str):
-        path = lab.store.media.path(name) if HASH.fullmatch(name) else None
-        if path is None or not path.exists():
-            return JSONResponse({"error": "There is no such picture."}, status_code=404)
-        return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})
+        try:
+            path = lab.store.media.path(name)
+        except StorageError as error:
+            return JSONResponse({"error": str(error)}, status_code=404)
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
 
     if importlib.util.find_spec("app.label_routes") is not None:
         from app import label_routes
 
         app.include_router(label_routes.router(lab))
 
+    # plotly.min.js lies in the plotly package; find_spec does not import it
     plotly = Path(importlib.util.find_spec("plotly").origin).parent / "package_data"
     gr.set_static_paths([COMPONENTS, plotly])
     return gr.mount_gradio_app(
