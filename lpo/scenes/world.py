@@ -31,7 +31,7 @@ COLOURS = {
     "white": (248, 248, 250),
 }
 SIZES = ("small", "large")
-RADII = {"small": (0.118, 0.13), "large": (0.2, 0.216)}  # as fractions of the picture's width: a gap of 1.6
+RADII = {"small": (0.112, 0.122), "large": (0.182, 0.194)}  # as fractions of the picture's width: a gap of 1.5
 RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUNDS = ("night", "sunset", "meadow", "sea", "snow", "plain")
 HELD_OUT_PAIRS = (("heart", "green"), ("star", "blue"), ("triangle", "red"), ("square", "purple"))
@@ -201,8 +201,8 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
         _draw(picture, thing, scene.style)
     picture = picture.resize((size, size), Image.BOX)
     # The uncaptioned axis, together with gloss and glow in _draw: washed-out and flat at 0, vivid at 1.
-    picture = ImageEnhance.Color(picture).enhance(0.5 + 0.65 * scene.style)
-    return Image.blend(Image.new("RGB", picture.size, (150, 148, 146)), picture, 0.72 + 0.28 * scene.style)
+    picture = ImageEnhance.Color(picture).enhance(0.58 + 0.57 * scene.style)
+    return Image.blend(Image.new("RGB", picture.size, (150, 148, 146)), picture, 0.76 + 0.24 * scene.style)
 
 
 def _mix(a: tuple[int, ...], b: tuple[int, ...], k: float) -> tuple[int, ...]:
