@@ -16,7 +16,8 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "monospace"],
 )
 CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; padding: 0.5rem 1rem !important; }
+.gradio-container { width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; padding: 0 !important; }
+.gradio-container > .main { padding: 4px 20px 16px !important; max-width: none !important; }
 footer { display: none !important; }
 """
 

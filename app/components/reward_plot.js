@@ -54,6 +54,8 @@ function draw() {
   const { figure } = view();
   note.textContent = view().note || '';
   root.querySelector('.rp-export').style.visibility = figure.data.length ? 'visible' : 'hidden';
+  plot.style.display = figure.data.length ? '' : 'none';
+  if (!figure.data.length) { showSide(); return; }
   const config = { displayModeBar: false, responsive: true, doubleClick: 'reset' };
   Plotly.react(plot, themedData(figure.data), themed(figure.layout), config);
   if (!drawn) {

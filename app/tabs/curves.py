@@ -1,0 +1,202 @@
+"""Curves: what an LRM thinks of a picture while it is being made.
+
+A person picks a prompt, seeds, policies and LRMs and presses Trace; the page then polls the files that the worker
+writes. Nothing is held open, so leaving and coming back shows the same curves.
+"""
+
+import dataclasses
+import re
+
+import gradio as gr
+from gradio.context import Context
+
+from app import choices, forms, jobs, reports, traces
+from app.components.reward_plot import RewardPlot
+from app.figures import rewards
+from app.lab import Lab
+from lpo.config import ConfigError, TraceConfig, from_preset, to_dict
+from storage import jobs as queue
+from storage import studies
+from storage.models import Setting
+
+LAST_CHOICE = "curves_choice"
+MOST_TRAJECTORIES = 24
+ENDED = ("done", "failed", "stopped", "cancelled")
+PLOT_HEIGHT = 500
+HELLO = "Press **Trace** to see how the reward of these pictures grows while they are made."
+FALLBACK_PROMPT = "a red circle on a meadow"
+
+
+def build(lab: Lab) -> None:
+    """The tab. Its Gradio state is only what is being looked at: job, trajectories and LRMs."""
+    tab = Context.block
+    base = lab.current_study().base
+    start = from_preset(TraceConfig, "scenes", siblings=4) if base == "scenes" else TraceConfig(siblings=4)
+    with gr.Row():
+        with gr.Column(scale=0, min_width=270):
+            prompt = gr.Textbox(label="prompt", lines=1, max_lines=4, elem_id="curves-prompt")
+            other = gr.Button("Another prompt", size="sm")
+            seeds = gr.Textbox("0 1 2", label="seeds", max_lines=1, elem_id="curves-seeds")
+            policies = gr.Dropdown([("base", choices.BASE)], value=[choices.BASE], multiselect=True, label="policies")
+            lrms = gr.Dropdown([], value=[], multiselect=True, label="LRMs")
+            go = gr.Button("Trace", variant="primary", elem_id="curves-trace")
+            siblings = gr.Checkbox(
+                False, label="Show siblings", info="their spread; solid: kept pair, dotted: the spread it lacked",
+                elem_id="curves-siblings",
+            )  # fmt: skip
+        with gr.Column(scale=1):
+            status = gr.Markdown(HELLO, elem_id="curves-status")
+            plot = RewardPlot(traces.thumbnails(lab.store), PLOT_HEIGHT, "reward-curves", elem_id="curves-plot")
+    form = forms.build(start, leave_out=("lrm", "prompt", "seeds"), first=())
+    looking = gr.State(None)
+    timer = gr.Timer(0.4, active=False)
+
+    def trace(prompt, seeds, policies, lrms, show, *values):
+        try:
+            request = plan(lab, form, prompt, seeds, policies, lrms, values)
+        except (ConfigError, ValueError) as error:
+            return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
+        remember(lab, {"prompt": prompt, "seeds": seeds, "policies": policies, "lrms": lrms})
+        return request, *draw(lab, request, show)
+
+    def tick(request, show):
+        return draw(lab, request, show)
+
+    def enter():
+        """What the tab shows when it is opened: the last choice, as far as it still exists, and its curves."""
+        last = last_choice(lab)
+        known_policies, known_lrms = choices.policies(lab), choices.lrms(lab)
+        chosen = [v for v in last.get("policies", []) if v in dict(map(reversed, known_policies))] or [choices.BASE]
+        scoring = [v for v in last.get("lrms", []) if v in dict(map(reversed, known_lrms))] or [
+            v for _, v in known_lrms[:1]
+        ]
+        text = last.get("prompt") or example_prompt(lab, 0)
+        return (
+            text,
+            last.get("seeds") or "0 1 2",
+            gr.Dropdown(known_policies, value=chosen),
+            gr.Dropdown(known_lrms, value=scoring),
+        )
+
+    shown = [status, plot, timer]
+    inputs = [prompt, seeds, policies, lrms, siblings, *form.inputs]
+    for event in (go.click, prompt.submit, seeds.submit):
+        event(trace, inputs, [looking, *shown], show_progress="hidden", api_visibility="private")
+    timer.tick(tick, [looking, siblings], shown, show_progress="hidden", api_visibility="private")
+    siblings.change(tick, [looking, siblings], shown, show_progress="hidden", api_visibility="private")
+    other.click(
+        lambda text: example_prompt(lab, text), prompt, prompt, show_progress="hidden", api_visibility="private"
+    )
+
+    def look(show):
+        request = last_request(lab)
+        return request, *draw(lab, request, show)
+
+    opened = tab.select(enter, None, [prompt, seeds, policies, lrms], show_progress="hidden", api_visibility="private")
+    opened.then(look, [siblings], [looking, *shown], show_progress="hidden", api_visibility="private")
+
+
+def plan(lab: Lab, form: forms.Form, prompt: str, seeds: str, policies: list[str], lrms: list[str], values) -> dict:
+    """The request behind a press of Trace, submitted as a job unless everything is stored already.
+
+    Returns {"job" (id or None), "traces", "lrms": [(name, path)], "total"}. Raises ValueError with one sentence.
+    """
+    if not prompt.strip():
+        raise ConfigError("The prompt is empty; write what the picture shows.")
+    if not policies:
+        raise ConfigError("No policy is chosen; choose the base or an adapter.")
+    if not lrms:
+        raise ConfigError("No LRM is chosen; choose one, or train one in the Train tab.")
+    names = {value: name for name, value in choices.policies(lab)}
+    scorers = [(name, choices.lrm(lab, value)) for name, value in choices.lrms(lab) if value in lrms]
+    chosen = [(names.get(value, value), choices.policy(lab, value)) for value in policies]
+    config = form.read(
+        values,
+        prompt=prompt.strip(),
+        seeds=list(read_seeds(seeds)),
+        lrm=[path for _, path in scorers],
+        policy=chosen[0][1],
+    )
+    if config.device == "auto":
+        config = dataclasses.replace(config, device=lab.settings.device)
+    planned = traces.plan(chosen, config)
+    if len(planned) > MOST_TRAJECTORIES:
+        raise ConfigError(
+            f"{len(chosen)} policies with {len(config.seeds)} seeds are {len(planned)} trajectories; "
+            f"choose at most {MOST_TRAJECTORIES} in all."
+        )
+    request = {"traces": planned, "lrms": scorers, "total": config.steps}
+    if traces.complete(lab.store, planned, [path for _, path in scorers]):
+        return {"job": None, **request}
+    work = {"trace": to_dict(config), "policies": [policy for _, policy in chosen], **request}
+    return {"job": jobs.submit(lab, "trace", work, lab.current_study().id), **request}
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """ "0 1 2", "0,1,2" or "0-2, 7" as numbers, each once. Raises ConfigError."""
+    seeds: list[int] = []
+    for part in re.split(r"[\s,;]+", text.strip()):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        if match is None:
+            raise ConfigError(f"Seeds are {text!r}, but must be whole numbers from 0, such as 0 1 2 or 0-5.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first >= MOST_TRAJECTORIES:
+            raise ConfigError(f"Seeds are {part}; a range rises and has at most {MOST_TRAJECTORIES} numbers.")
+        seeds += range(first, last + 1)
+    return tuple(dict.fromkeys(seeds))
+
+
+def draw(lab: Lab, request: dict | None, siblings: bool):
+    """Status line, plot and whether to keep polling, from what is on disk now."""
+    if request is None:
+        return HELLO, gr.skip(), gr.Timer(active=False)
+    curves = traces.curves(lab.store, request["traces"], request["lrms"], request["total"])
+    accuracy = [a for name, path in request["lrms"] if (a := reports.accuracy(choices.lrm_folder(path), name))]
+    value = rewards(curves, accuracy, siblings, PLOT_HEIGHT)
+    text, active = "", False
+    if request["job"] is not None:
+        job = jobs.describe(lab, request["job"])
+        active = job["state"] not in ENDED
+        text = job_line(job)
+    if not active and not text and siblings and not any("gap" in s for c in curves for s in c["steps"]):
+        text = "These trajectories were traced without siblings; set siblings to 4 below and trace again."
+    return text, value, gr.Timer(active=active)
+
+
+def job_line(job: dict) -> str:
+    """The state of a trace job as a person reads it; empty when it is done."""
+    if job["state"] == "failed":
+        return f"⚠️ {job['error'] or 'The trace failed; its log says why.'}"
+    if job["state"] == "queued":
+        return "Waiting for the worker…"
+    if job["state"] in ("stopped", "cancelled"):
+        return "Stopped: a newer request took its place. Press **Trace** to go on."
+    return "" if job["state"] == "done" else f"{job['message'] or 'Starting'}…"
+
+
+def example_prompt(lab: Lab, current: str | int) -> str:
+    """The held-out prompt of the study after `current` (a text), or the first one."""
+    texts = [p.text for p in studies.study_prompts(lab.store, lab.current_study().id, "heldout")][:200]
+    if not texts:
+        return FALLBACK_PROMPT
+    return texts[(texts.index(current) + 1) % len(texts)] if current in texts else texts[0]
+
+
+def remember(lab: Lab, choice: dict) -> None:
+    """Keeps the last choice, so that a reload (or "Look at its curves" in the Train tab) finds it."""
+    with lab.store.session() as session:
+        session.merge(Setting(key=LAST_CHOICE, value=choice))
+
+
+def last_choice(lab: Lab) -> dict:
+    with lab.store.reader() as session:
+        row = session.get(Setting, LAST_CHOICE)
+    return row.value if row else {}
+
+
+def last_request(lab: Lab) -> dict | None:
+    """The request of the newest trace job of this study, running or not."""
+    rows = queue.list_jobs(lab.store, kinds=("trace",), study_id=lab.current_study().id, limit=1)
+    if not rows:
+        return None
+    return {"job": rows[0].id, **{name: rows[0].config[name] for name in ("traces", "lrms", "total")}}
