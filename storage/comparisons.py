@@ -136,7 +136,8 @@ def start_voting(store: Storage, comparison_id: int) -> Comparison:
 
 # pairs this annotator has not answered, those with the fewest votes of others first
 _ASK = text("""SELECT cp.pair_id, (SELECT COUNT(*) FROM preference o
-        WHERE o.study_id = :study AND o.pair_id = cp.pair_id AND o.choice != 'skip' AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = o.id)) AS votes
+        WHERE o.study_id = :study AND o.pair_id = cp.pair_id AND o.choice != 'skip'
+        AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = o.id)) AS votes
     FROM comparison_pair cp WHERE cp.comparison_id = :comparison AND NOT EXISTS (SELECT 1 FROM preference p
         WHERE p.study_id = :study AND p.annotator_id = :annotator AND p.pair_id = cp.pair_id AND p.choice IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = p.id))

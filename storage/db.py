@@ -13,7 +13,7 @@ from pathlib import Path
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlmodel import Session
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -83,7 +83,7 @@ def open_storage(data_dir: str | Path) -> Storage:
 
 def _engine(path: Path, begin: str = "BEGIN IMMEDIATE", pragmas: tuple[str, ...] = ()) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}",
+        URL.create("sqlite", database=str(path)),  # not f"sqlite:///...": a path may hold ? or #
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "isolation_level": None},
         pool_size=16,
         max_overflow=64,

@@ -113,7 +113,9 @@ def add_prompt(session: Session, study: Study, text: str) -> Prompt:
     """One prompt inside the caller's write transaction."""
     text = " ".join(text.split())
     if not 1 <= len(text) <= 2000:
-        raise LabelError(f"A prompt has 1 to 2000 characters, this one has {len(text)}.")
+        raise LabelError("A prompt has 1 to 2000 characters; shorten it or leave it out.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise LabelError("A prompt holds half of a character that UTF-8 cannot write; type it again.")
     row = session.exec(select(Prompt).where(Prompt.text == text)).first()
     if row is None:
         row = Prompt(text=text, key=normalise(text))

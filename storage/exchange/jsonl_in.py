@@ -1,0 +1,191 @@
+"""Reading JSONL + pictures: a folder, a zip, or a single .jsonl beside its pictures. The format:
+
+    study.json     {"format": "preference-lab", "format_version": 1, name, base, question, salt, settings}
+    pairs.jsonl    one pair a line: {prompt, first, second, first_provenance, second_provenance, split, labels: [...]}
+    media/ab/cd... the pictures, named by content hash
+
+Every row of the preference table travels, undone ones too. Simple files are taken as well: lines with prompt, first,
+second (paths beside the file) and `choice`, or `target` 1 / 0.5 / 0.
+"""
+
+import hashlib
+import json
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from ..media import MAX_BYTES
+from .items import FORMAT_VERSION, ExchangeError, Item, Label, Rejected, provenance_of
+
+FORMAT = "preference-lab"
+MAX_LINE = 4 * 2**20
+MAX_STUDY = 2**20
+TARGETS = {1.0: "first", 0.5: "tie", 0.0: "second"}
+DAMAGED = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError)
+_LABEL_FIELDS = {each.name for each in fields(Label)}
+
+
+class Source:
+    """An import's view of a folder, a zip or a single .jsonl file: only members named in pairs.jsonl are read, whole
+    and bounded, and none of them is ever unpacked under its own name."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.zip: zipfile.ZipFile | None = None
+        self.pairs = "pairs.jsonl"
+        if path.is_dir():
+            self.root = path.resolve()
+        elif zipfile.is_zipfile(path):
+            try:
+                self.zip = zipfile.ZipFile(path)
+            except DAMAGED as error:
+                raise ExchangeError(f"{path.name} is a damaged zip archive ({error}); export it again.") from error
+        elif path.suffix in (".jsonl", ".json"):
+            self.root, self.pairs = path.resolve().parent, path.name
+        else:
+            raise ExchangeError(
+                f"{path.name} is of no known kind; allowed are a zip or folder with pairs.jsonl, .jsonl and .parquet."
+            )
+        if not self._exists(self.pairs):
+            self.__exit__()
+            raise ExchangeError(f"{path.name} has no pairs.jsonl at its top; choose an exported study.")
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.zip is not None:
+            self.zip.close()
+
+    def study(self) -> dict:
+        """name, base, question, salt and settings of study.json, or only a name made from the file's."""
+        if not self._exists("study.json"):
+            return {"name": self.path.stem or "Imported"}
+        try:
+            described = json.loads(self._read("study.json", MAX_STUDY))
+        except (ValueError, RecursionError) as error:
+            raise ExchangeError(f"study.json in {self.path.name} cannot be read ({error}); export it again.") from error
+        if not isinstance(described, dict) or described.get("format") != FORMAT:
+            raise ExchangeError(f"study.json in {self.path.name} was not written by Preference Lab; leave it out.")
+        if not isinstance(described.get("format_version"), int) or described["format_version"] > FORMAT_VERSION:
+            raise ExchangeError(
+                f"{self.path.name} has format {described.get('format_version')}, this version reads up to "
+                f"{FORMAT_VERSION}; update Preference Lab."
+            )
+        texts = {key: described.get(key) for key in ("name", "base", "question", "salt")}
+        if not all(isinstance(value, str) and 1 <= len(value) <= 500 for value in texts.values()):
+            raise ExchangeError(f"study.json in {self.path.name} needs name, base, question and salt as texts.")
+        settings = described.get("settings")
+        return {**texts, "settings": settings if isinstance(settings, dict) else {}}
+
+    def total(self) -> int:
+        """Lines of pairs.jsonl."""
+        try:
+            with self._open(self.pairs) as file:
+                return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+        except DAMAGED as error:
+            raise ExchangeError(f"{self.pairs} in {self.path.name} is damaged ({error}); export it again.") from error
+
+    def items(self) -> Iterator[Item | Rejected]:
+        with self._open(self.pairs) as file:
+            while line := self._line(file):
+                if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                    while (more := self._line(file)) and not more.endswith(b"\n"):
+                        pass
+                    yield Rejected("the line is longer than 4 MB")
+                elif line.strip():
+                    try:
+                        yield self._item(line)
+                    except Rejected as reason:
+                        yield reason
+
+    def _line(self, file: IO[bytes]) -> bytes:
+        try:
+            return file.readline(MAX_LINE)
+        except DAMAGED as error:
+            raise ExchangeError(
+                f"{self.pairs} in {self.path.name} is damaged ({error}); what came before the damage is imported."
+            ) from error
+
+    def _item(self, line: bytes) -> Item:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise Rejected("the line is not JSON") from error
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise Rejected("the line has no prompt")
+        imported = {"imported": self.path.name}
+        first, second = (provenance_of(row.get(f"{side}_provenance", imported)) for side in ("first", "second"))
+        pictures = [self._picture(row.get(side)) for side in ("first", "second")]
+        return Item(row["prompt"], *pictures, first, second, self._labels(row, pictures))
+
+    def _labels(self, row: dict, pictures: list[bytes]) -> list[Label]:
+        if "labels" in row:
+            listed = row["labels"]
+            if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+                raise Rejected("labels is not a list of objects")
+            return [_label(each) for each in listed]
+        choice = row.get("choice")
+        if choice is None and "target" in row:
+            target = row["target"]
+            if not isinstance(target, int | float) or target not in TARGETS:
+                raise Rejected("target is not 1, 0.5 or 0: a soft label has no single annotator")
+            choice = TARGETS[target]
+        if choice is None:
+            return []
+        annotator = row.get("annotator", f"import {self.path.stem}")
+        contents = (hashlib.sha256(data).hexdigest() for data in pictures)
+        key = "\n".join(map(str, (annotator, row["prompt"], *contents, choice)))
+        kind = "simulated" if row.get("simulated") is True else "human"
+        return [Label(annotator=annotator, choice=choice, kind=kind, client_key=_digest(key))]
+
+    def _picture(self, name: object) -> bytes:
+        if not isinstance(name, str) or not name:
+            raise Rejected("the line does not name both pictures")
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name or "\x00" in name:
+            raise Rejected("a picture's path leads outside of the import")
+        if not self._exists(name):
+            raise Rejected("a picture is missing")
+        data = self._read(name, MAX_BYTES)
+        if len(data) > MAX_BYTES:
+            raise Rejected(f"a picture is larger than {MAX_BYTES // 2**20} MB")
+        return data
+
+    def _exists(self, name: str) -> bool:
+        if self.zip is not None:
+            return name in self.zip.NameToInfo
+        try:
+            path = (self.root / name).resolve()
+            return path.is_file() and path.is_relative_to(self.root)  # a link may not lead out either
+        except OSError:
+            return False
+
+    def _open(self, name: str) -> IO[bytes]:
+        try:
+            return self.zip.open(name) if self.zip is not None else (self.root / name).open("rb")
+        except DAMAGED as error:  # RuntimeError: encrypted
+            raise ExchangeError(f"{name} in {self.path.name} cannot be read ({error}); export it again.") from error
+
+    def _read(self, name: str, limit: int) -> bytes:
+        """At most limit + 1 bytes: what a member claims about its size is not believed."""
+        try:
+            with self._open(name) as file:
+                return file.read(limit + 1)
+        except (ExchangeError, *DAMAGED) as error:
+            raise Rejected("a file in the archive is damaged") from error
+
+
+def _label(row: dict) -> Label:
+    known = {key: value for key, value in row.items() if key in _LABEL_FIELDS}
+    if not {"annotator", "client_key"} <= known.keys():
+        raise Rejected("label: it has no annotator or no client key")
+    return Label(**{"choice": None, **known})
+
+
+def _digest(text: str) -> str:
+    return "import:" + hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()

@@ -1,0 +1,143 @@
+"""Reading Pick-a-Pic-style parquet: caption, jpg_0 and jpg_1 (bytes), label_0 and label_1 (1, 0.5, 0), has_label,
+user_id and the rest. Files written by parquet_out.py also have `lab_*` columns, which bring back what Pick-a-Pic
+cannot say: skip and both bad, simulated annotators, times and sides, provenance."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..media import MAX_BYTES
+from .items import ExchangeError, Item, Label, Rejected, provenance_of
+
+NEEDED = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
+USED = (
+    *NEEDED, "has_label", "user_id", "ranking_id", "created_at", "model_0", "model_1", "lab_annotator",
+    "lab_simulated", "lab_choice", "lab_left", "lab_milliseconds", "lab_created_at", "lab_client_key", "lab_repeat",
+    "lab_provenance_0", "lab_provenance_1",
+)  # fmt: skip
+ROWS = 8  # rows decoded at a time: two pictures each
+CHOICE = {(1.0, 0.0): "first", (0.0, 1.0): "second", (0.5, 0.5): "tie"}
+
+
+class Source:
+    """One .parquet file, or all of a folder in order of name."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        self.rows = sum(self._check(file) for file in self.files)
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def study(self) -> dict:
+        return {"name": self.path.stem or "Imported"}
+
+    def total(self) -> int:
+        return self.rows
+
+    def _check(self, file: Path) -> int:
+        """The number of rows; refuses what is not such a file before a single picture is read."""
+        with self._open(file) as parquet:
+            missing = [name for name in NEEDED if name not in parquet.schema_arrow.names]
+            if missing:
+                raise ExchangeError(
+                    f"{file.name} lacks the column {missing[0]}; Pick-a-Pic parquet has {', '.join(NEEDED)}."
+                )
+            for number in range(parquet.metadata.num_row_groups):
+                group = parquet.metadata.row_group(number)
+                widest = max(group.column(each).total_uncompressed_size for each in range(group.num_columns))
+                if widest > (group.num_rows + 1) * MAX_BYTES:
+                    raise ExchangeError(f"{file.name} has pictures of more than {MAX_BYTES // 2**20} MB each.")
+            return parquet.metadata.num_rows
+
+    def _open(self, file: Path) -> pq.ParquetFile:
+        try:
+            # buffered and without pre-buffering: memory follows the batch, not the row group
+            return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+        except (pa.ArrowException, OSError) as error:
+            raise ExchangeError(f"{file.name} is not a readable parquet file; download or export it again.") from error
+
+    def items(self) -> Iterator[Item | Rejected]:
+        for file in self.files:
+            with self._open(file) as parquet:
+                columns = [name for name in USED if name in parquet.schema_arrow.names]
+                for row in self._rows(file, parquet, columns):
+                    try:
+                        yield self._item(row)
+                    except Rejected as reason:
+                        yield reason
+
+    def _rows(self, file: Path, parquet: pq.ParquetFile, columns: list[str]) -> Iterator[dict]:
+        try:
+            for batch in parquet.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
+                yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise ExchangeError(
+                f"{file.name} is damaged ({str(error)[:100]}); the rows before the damage are imported."
+            ) from error
+
+    def _item(self, row: dict) -> Item:
+        if not isinstance(row["caption"], str):
+            raise Rejected("the row has no caption")
+        pictures = [_bytes(row[name]) for name in ("jpg_0", "jpg_1")]
+        provenances = [self._provenance(row, number) for number in (0, 1)]
+        return Item(row["caption"], *pictures, *provenances, self._labels(row, pictures))
+
+    def _provenance(self, row: dict, number: int) -> dict:
+        stored = row.get(f"lab_provenance_{number}")
+        if stored is not None:
+            try:
+                return provenance_of(json.loads(stored))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise Rejected("the provenance of a picture is not JSON") from error
+        model = row.get(f"model_{number}")
+        return {"imported": self.path.name, **({"model": model} if isinstance(model, str) and model else {})}
+
+    def _labels(self, row: dict, pictures: list[bytes]) -> list[Label]:
+        if row.get("lab_client_key") is not None:
+            return [
+                Label(
+                    annotator=row.get("lab_annotator"),
+                    kind="simulated" if row.get("lab_simulated") else "human",
+                    choice=row.get("lab_choice"),
+                    left=row.get("lab_left"),
+                    milliseconds=row.get("lab_milliseconds"),
+                    created_at=row.get("lab_created_at") or 0.0,
+                    client_key=row["lab_client_key"],
+                    repeat=bool(row.get("lab_repeat")),
+                )
+            ]
+        if row.get("has_label") is False:
+            return []
+        choice = CHOICE.get((row["label_0"], row["label_1"]))
+        if choice is None:
+            raise Rejected("label_0 and label_1 are not 1 and 0, 0 and 1, or 0.5 and 0.5")
+        user = row.get("user_id")
+        names = (row["caption"], *(hashlib.sha256(each).hexdigest() for each in pictures), user, row.get("ranking_id"))
+        key = hashlib.blake2b("\n".join(map(str, names)).encode(errors="replace"), digest_size=16).hexdigest()
+        when = row.get("created_at")
+        return [
+            Label(
+                annotator=f"Pick-a-Pic user {user}" if user is not None else "Pick-a-Pic",
+                choice=choice,
+                created_at=max(0.0, when.timestamp()) if hasattr(when, "timestamp") else 0.0,
+                client_key=f"pickapic:{key}",
+            )
+        ]
+
+
+def _bytes(value: object) -> bytes:
+    """The picture's bytes; `datasets` may have wrapped them as {"bytes": ..., "path": ...}."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes) or not value:
+        raise Rejected("a picture is missing")
+    return value
