@@ -36,7 +36,7 @@ def submit(
     """Queues a job with its config frozen now and returns its id.
 
     `supersedes` names a line of requests: an older job of the same name that has not ended is cancelled. Traces have
-    one line per study, since only the newest is looked at. Raises ConfigError or JobError with the sentence for the page.
+    one line per study, since only the newest is looked at. Raises ConfigError or JobError, a sentence for the page.
     """
     if kind not in LANES:
         raise JobError(f"{kind!r} is not a kind of job; allowed are {', '.join(LANES)}.")

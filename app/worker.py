@@ -9,78 +9,20 @@ itself and stop. Together with app/worker_*.py this is the one place where stora
 import argparse
 import os
 import signal
-import threading
 import time
-import traceback
 from pathlib import Path
 
 import filelock
 
 import storage
+from app.worker_task import Stopped, Task, Vanished, explain
 from storage import jobs as queue
 from storage.jobs import JobLost
 from storage.models import LANES, Job
 
-BEAT_SECONDS = 2.0
 IDLE_SECONDS = 0.2
 ATTEMPTS = 3  # a job whose worker dies under it is tried this often
 NICE = 10  # the page, which must answer at once, comes before what is computed
-
-
-class Stopped(Exception):
-    """Raised by a job's function when it has saved itself because `task.stopping` became true."""
-
-
-class Vanished(Exception):
-    """Raised by a job's function when the process that did the work is gone, nobody knows why; it may be resumed."""
-
-
-class Task:
-    """A job in hand. A thread says every two seconds that the worker lives, and learns whether to stop."""
-
-    def __init__(self, worker: "Worker", job: Job):
-        self.worker = worker
-        self.store = worker.store
-        self.job = job
-        self.device = worker.device
-        self.lost = False
-        self._state = job.state
-        self._saying: tuple[float | None, str | None] = (None, None)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    @property
-    def folder(self) -> Path:
-        """The job's run folder, which may not exist yet."""
-        return self.store.runs_dir / self.job.id
-
-    @property
-    def stopping(self) -> bool:
-        """Whether to save and stop: asked for on the page, superseded, or the lab closes."""
-        return self._state == "stopping" or self.lost or self.worker.ending
-
-    def say(self, progress: float | None, message: str | None = None) -> None:
-        """Progress in [0, 1] and a line for the page, written with the next heartbeat."""
-        self._saying = (progress, message)
-
-    def beat(self) -> None:
-        """One heartbeat now."""
-        try:
-            self._state = queue.heartbeat(self.store, self.job.id, self.worker.name, *self._saying)
-        except JobLost:
-            self.lost = True
-
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
-            self.beat()
-
-    def __enter__(self) -> "Task":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 class Worker:
@@ -200,22 +142,6 @@ def run(task: Task) -> dict | None:
             return worker_data.run(task)
         case kind:
             raise ValueError(f"This version cannot do jobs of the kind {kind!r}; update Preference Lab.")
-
-
-def explain(task: Task, error: Exception) -> str:
-    """The sentence for the page. What nobody foresaw goes to the job's log with its traceback."""
-    if isinstance(error, ValueError):  # ConfigError, StorageError and their like are sentences
-        return str(error)
-    print(f"{task.job.kind} {task.job.id}", flush=True)
-    traceback.print_exception(error)
-    task.folder.mkdir(parents=True, exist_ok=True)
-    with open(task.folder / "log.txt", "a") as log:
-        traceback.print_exception(error, file=log)
-    if type(error).__name__ == "OutOfMemoryError":
-        return "The device ran out of memory; make fewer or smaller pictures at once, or stop what else uses it."
-    if isinstance(error, OSError) and error.filename:
-        return f"Cannot use {error.filename}: {error.strerror}."
-    return f"The job failed unexpectedly ({type(error).__name__}: {str(error)[:200]}); its log has the details."
 
 
 def main(argv: list[str] | None = None) -> int:

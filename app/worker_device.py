@@ -1,0 +1,33 @@
+"""Who gets how many cores: training and the interactive lane together never use more threads than there are cores.
+
+On an accelerator both lanes share the device; the interactive lane then keeps no model loaded while something trains.
+Two trainings never run at once, since their lane has one worker.
+"""
+
+import os
+
+from storage import Storage
+from storage import jobs as queue
+
+
+def cores() -> int:
+    """The cores that this process may use (fewer than the machine's inside a container or under taskset)."""
+    if os.name == "posix" and "sched_getaffinity" in dir(os):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def training_threads() -> int:
+    """A quarter of the cores, at least one, stays free for the interactive lane. One core is shared."""
+    total = cores()
+    return max(1, total - max(1, total // 4))
+
+
+def interactive_threads(training: bool) -> int:
+    """All cores, or what a running training leaves."""
+    return max(1, cores() - training_threads()) if training else cores()
+
+
+def is_training(store: Storage) -> bool:
+    """Whether a training runs in this lab now."""
+    return bool(queue.list_jobs(store, lane="training", states=("running", "stopping"), limit=1))

@@ -1,0 +1,241 @@
+"""Trainings: one child process `python -m lpo ...` per job, watched through the files of its run folder.
+
+The child outlives its worker, and a new worker finds it again: by (pid, start time), or by the run folder on its
+command line. How it ended is read from its exit code or, when somebody else started it, from what it left behind.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from app.lab import ROOT
+from app.worker_device import training_threads
+from app.worker_task import Stopped, Task, Vanished
+from storage import answers, checkpoints, labels
+from storage import jobs as queue
+from storage.models import Checkpoint
+
+COMMAND = [sys.executable, "-m", "lpo"]
+POLL_SECONDS = 0.3
+SAVE_SECONDS = 120.0  # how long a child may take to save itself; then it is killed and resumed from its last state
+STOPPED = 3  # the exit code of lpo that means "stopped, resumable"
+NAMES = {"train-lrm": "LRM", "train-lpo": "LPO"}
+
+
+class TrainingError(ValueError):
+    """Why a training cannot start or ended without success, in one sentence."""
+
+
+def run(task: Task) -> dict:
+    """Trains until the end, from the start or from where the run folder is. Returns what result.json says."""
+    adopted = task.job.pid != os.getpid()  # a worker that claims a job writes its own pid first
+    child, process = find_child(task) if adopted else None, None
+    if not adopted and not (task.folder / "result.json").exists():
+        process = start(task)
+        child = psutil.Process(process.pid)
+    if child is not None:
+        queue.set_process(task.store, task.job.id, task.worker.name, child.pid)
+        watch(task, child, process)
+    register(task)
+    return outcome(task, None if process is None else process.returncode)
+
+
+def find_child(task: Task) -> psutil.Process | None:
+    """The job's child that another worker started, if it still runs."""
+    if queue.process_alive(task.job):
+        return psutil.Process(task.job.pid)
+    # The last worker may have died between starting the child and writing its pid down.
+    for process in psutil.process_iter(["cmdline"]):
+        if str(task.folder) in (process.info["cmdline"] or []):
+            return process
+    return None
+
+
+def start(task: Task) -> subprocess.Popen:
+    """Writes what the run needs, then starts the child, or starts it again with --resume."""
+    folder, kind = task.folder, task.job.kind
+    arguments = [kind, "--run-dir", str(folder)]
+    if (folder / "config.json").exists():
+        arguments.append("--resume")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = prepare(task)
+        write_json(folder / "request.json", config)
+        arguments += ["--config", str(folder / "request.json")]
+    about = folder / "job.json"
+    if not about.exists():
+        write_json(about, {"number": next_number(task), "threads": training_threads()})
+    threads = str(json.loads(about.read_text())["threads"])  # the same again on resuming: bit for bit
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    with open(folder / "output.txt", "ab") as output:
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def prepare(task: Task) -> dict:
+    """The frozen config with its inputs: the snapshot of labels, or the prompts, written into the run folder."""
+    config, folder, study_id = dict(task.job.config), task.folder, task.job.study_id
+    if config.get("device", "auto") == "auto":
+        config["device"] = task.device
+    if study_id is None:
+        return config
+    if task.job.kind == "train-lrm":
+        lines = answers.training_pairs(task.store, study_id)
+        if not any(line["split"] == "train" for line in lines):
+            raise TrainingError(
+                "There is no label to train on yet; answer some pairs in the Label tab (ties count, skips do not)."
+            )
+        config["pairs"] = str(folder / "pairs.jsonl")
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return config
+    for field, split in (("prompts", "train"), ("eval_prompts", "heldout")):
+        texts = [prompt.text for prompt in labels.study_prompts(task.store, study_id, split)]
+        if texts and not config.get(field):
+            config[field] = str(folder / f"{field}.json")
+            write_json(folder / f"{field}.json", texts)
+    if not config.get("prompts"):
+        raise TrainingError("This study has no prompts to train on; add some in the Label tab first.")
+    return config
+
+
+def watch(task: Task, child: psutil.Process, process: subprocess.Popen | None) -> None:
+    """Follows the child to its end: progress for the page, and SIGTERM when the job is to stop."""
+    asked: float | None = None
+    while process.poll() is None if process is not None else is_running(child):
+        step, total = last_step(task.folder)
+        if total:
+            task.say(step / total, f"step {step} of {total}" if asked is None else "saving")
+        if task.stopping and asked is None:
+            asked = time.monotonic()
+            send(child, signal.SIGTERM)
+        elif asked is not None and time.monotonic() - asked > SAVE_SECONDS:
+            send(child, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+    task.beat()
+
+
+def is_running(child: psutil.Process) -> bool:
+    """Whether exactly this process (not another one with its pid) still works."""
+    try:
+        return child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def send(child: psutil.Process, number: signal.Signals) -> None:
+    try:
+        child.send_signal(number)
+    except psutil.NoSuchProcess:
+        print(f"child {child.pid} had just ended", flush=True)
+
+
+def outcome(task: Task, code: int | None) -> dict:
+    """What the run came to. `code` is the exit code, None if another worker started the child.
+
+    Raises Stopped, Vanished (it may be tried again) or TrainingError.
+    """
+    result = task.folder / "result.json"
+    if result.exists():
+        return {**json.loads(result.read_text()), "run_dir": str(task.folder)}
+    if code == STOPPED or (task.stopping and (code is None or code < 0)):
+        raise Stopped
+    last = last_line(task.folder / "log.txt")
+    if last.startswith("error: "):
+        raise TrainingError(last.removeprefix("error: "))
+    if code is None:
+        raise Vanished("The training process ended without a word, as on a restart of the machine.")
+    if code == -signal.SIGKILL:
+        raise TrainingError(
+            "The system killed the training, most likely because memory ran out; choose a smaller batch and resume."
+        )
+    said = last_line(task.folder / "output.txt") or "nothing"
+    raise TrainingError(f"The training ended with exit code {code} (its last words: {said[:300]}); see its log.")
+
+
+def register(task: Task) -> list[Checkpoint]:
+    """Makes every checkpoint of the run one that can be chosen; `final` is the one to take by default."""
+    kind = "lrm" if task.job.kind == "train-lrm" else "adapter"
+    mark = "lrm.json" if kind == "lrm" else "adapter.json"
+    folder = task.folder / "checkpoints"
+    found = sorted(path.parent for path in folder.glob(f"*/{mark}"))
+    if not found:
+        return []
+    number = json.loads((task.folder / "job.json").read_text())["number"]
+    meta = {"number": number, "config": json.loads((task.folder / "config.json").read_text())}
+    parent = None
+    if kind == "adapter":
+        meta["policy"] = task.job.config.get("policy", {"base": "scenes", "adapters": []})
+        parent = parent_of(task, meta["policy"])
+    last = last_step(task.folder)[0]
+    rows = []
+    for path in found:
+        final = path.name == "final"
+        step = last if final else int(path.name.removeprefix("step-"))
+        rows.append(
+            checkpoints.add_checkpoint(
+                task.store,
+                kind=kind,
+                name=f"{NAMES[task.job.kind]} {number}" + ("" if final else f", step {step}"),
+                path=path,
+                parent_id=parent,
+                study_id=task.job.study_id,
+                job_id=task.job.id,
+                step=step,
+                meta={**meta, "final": final},
+            )
+        )
+    return rows
+
+
+def parent_of(task: Task, policy: dict) -> int | None:
+    """The checkpoint of the adapter that this one was trained on top of."""
+    paths = [adapter["path"] for adapter in policy.get("adapters", [])]
+    rows = checkpoints.list_checkpoints(task.store, "adapter", include_hidden=True)
+    return next((row.id for row in rows if paths and row.path == paths[-1]), None)
+
+
+def next_number(task: Task) -> int:
+    """LRM 1, LRM 2, ...: counted up for ever, so that a name never means two things."""
+    key = f"last number of {task.job.kind}"
+    number = checkpoints.get_setting(task.store, key, 0) + 1
+    checkpoints.set_setting(task.store, key, number)
+    return number
+
+
+def last_step(folder: Path) -> tuple[int, int]:
+    """(step, total) of the newest metrics line; (0, 0) before there is one."""
+    try:
+        row = json.loads(last_line(folder / "metrics.jsonl"))
+        return row["step"], row["total"]
+    except (ValueError, KeyError):  # no line yet, or one that is just being written
+        return 0, 0
+
+
+def last_line(path: Path) -> str:
+    """The last non-empty line of a text file; empty if there is none."""
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 16384))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def write_json(path: Path, data: dict | list) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(data, indent=2) + "\n")
+    os.replace(partial, path)

@@ -1,0 +1,166 @@
+"""What several test files share: an empty lab, a real server on a free port, and a page in headless Chromium."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import storage
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM_ARGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An open storage in an empty data folder."""
+    opened = storage.open(tmp_path / "lab")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def lab(store):
+    """A Lab without workers on the empty storage."""
+    from app.lab import Lab, Settings
+
+    return Lab(store, Settings(data_dir=store.data_dir, workers=False))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A running `launch.py`. `url` is its address, `seconds` how long it took to answer the first request."""
+
+    def __init__(self, data_dir: Path, *arguments: str, script: Path = ROOT / "launch.py", wait: bool = True):
+        self.data_dir = data_dir
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data_dir.with_suffix(".log")
+        command = [sys.executable, str(script), "--port", str(self.port), "--data-dir", str(data_dir), *arguments]
+        started = time.monotonic()
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        if wait:
+            self.wait()
+        self.seconds = time.monotonic() - started
+
+    def wait(self, seconds: float = 60.0) -> None:
+        """Waits for the first answer, whatever its status."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                urllib.request.urlopen(f"{self.url}/healthz", timeout=5).close()
+                return
+            except urllib.error.HTTPError:
+                return
+            except OSError:
+                time.sleep(0.02)
+        raise AssertionError(f"no answer within {seconds} s: {self.log.read_text()}")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 60.0) -> int:
+        """Sends a signal and waits for the end; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+
+@pytest.fixture
+def start_server(tmp_path):
+    """Starts real servers: `start_server("--no-workers", data_dir=..., script=...)`; all are stopped afterwards."""
+    servers = []
+
+    def start(*arguments: str, data_dir: Path = tmp_path / "lab", **options) -> Server:
+        servers.append(Server(data_dir, *arguments, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def server(start_server):
+    """The real launch.py with its workers, on a free port and an empty data folder."""
+    return start_server()
+
+
+def wait_for(condition, seconds: float = 30.0, what: str = "it"):
+    """Polls until `condition()` is true and returns its value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not happen within {seconds} s")
+
+
+def find_chromium() -> str:
+    """The browser: $CHROMIUM, then PATH, then installed by apt (as root), then Playwright's own; else one sentence."""
+    named = os.environ.get("CHROMIUM")
+    if named:
+        if not Path(named).exists():
+            pytest.fail(f"$CHROMIUM is {named}, where there is no browser; correct or unset it.", pytrace=False)
+        return named
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    if found := next(filter(None, map(shutil.which, names)), None):
+        return found
+    if os.name == "posix" and os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(["apt-get", "update"], check=False, **quiet)
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "install", "-y", "chromium"], check=False, env=environment, **quiet)
+        if found := next(filter(None, map(shutil.which, names)), None):
+            return found
+    from playwright.sync_api import sync_playwright
+
+    subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=False)
+    with sync_playwright() as playwright:
+        path = playwright.chromium.executable_path
+    if not Path(path).exists():
+        pytest.fail(
+            "No Chromium was found or could be installed; install it and name its path in $CHROMIUM.", pytrace=False
+        )
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One headless Chromium for the whole test run."""
+    path = find_chromium()
+    from playwright.sync_api import sync_playwright
+
+    sandbox = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=[*CHROMIUM_ARGS, *sandbox])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A fresh page (1280 x 720) without cookies."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 720})
+    yield context.new_page()
+    context.close()

@@ -1,0 +1,45 @@
+"""Behaves towards its run folder as `python -m lpo train-lrm` does, in milliseconds a step and without torch.
+
+The learning rate says how it behaves: 0.5 bad input, 0.25 a crash, anything else trains.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("kind")
+parser.add_argument("--config")
+parser.add_argument("--run-dir", type=Path)
+parser.add_argument("--resume", action="store_true")
+arguments = parser.parse_args()
+run = arguments.run_dir
+stop = []
+signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+
+config = json.loads((run / "config.json" if arguments.resume else Path(arguments.config)).read_text())
+(run / "config.json").write_text(json.dumps(config))
+if config["lr"] == 0.5:
+    (run / "log.txt").write_text("error: The model folder /nowhere does not exist; give another one.\n")
+    sys.exit(2)
+if config["lr"] == 0.25:
+    sys.exit("out of luck")
+state = run / "state.json"
+first = json.loads(state.read_text()) if state.exists() else 0
+with open(run / "starts.txt", "a") as file:
+    file.write(f"{first}\n")
+for step in range(first + 1, config["steps"] + 1):
+    time.sleep(0.02)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, "total": config["steps"], "seconds": 0.0, "left_s": 1.0}) + "\n")
+    if stop:
+        state.write_text(json.dumps(step))
+        sys.exit(3)
+for name in ("step-000001", "final"):
+    folder = run / "checkpoints" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "lrm.json").write_text("{}")
+(run / "result.json").write_text(json.dumps({"format_version": 1, "steps": config["steps"]}))

@@ -1,0 +1,232 @@
+"""Training jobs through real worker processes: progress, stop and resume, kill and adoption, and how failures read.
+
+The trainings are tests/fakes/lpo.py: what is tested here is the care of processes, not what they compute.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, wait_for
+from PIL import Image
+
+from app import jobs, worker_device
+from lpo.config import ConfigError, LRMConfig, to_dict
+from storage import checkpoints, labels, media
+from storage import jobs as queue
+
+WORKER = [sys.executable, str(ROOT / "tests" / "fakes" / "worker.py")]
+
+
+@pytest.fixture
+def workers(store):
+    """Starts training workers; all are killed afterwards, and so are their children."""
+    started = []
+
+    def start() -> subprocess.Popen:
+        command = [*WORKER, "--lane", "training", "--data-dir", str(store.data_dir), "--launcher", str(os.getpid())]
+        started.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(store.runs_dir) in part for part in process.info["cmdline"] or []):
+            process.kill()
+
+
+@pytest.fixture
+def study(lab):
+    """The default study with one label in each split."""
+    study = lab.current_study()
+    who = labels.annotator(lab.store, "Ada")
+    for split in ("train", "heldout"):
+        texts = (f"a {size} red circle" for size in range(100))
+        text = next(t for t in texts if labels.split_of(t, study.salt) == split)
+        prompt = labels.add_prompts(lab.store, study.id, [text])[0]
+        pictures = [
+            media.add_picture(
+                lab.store, Image.new("RGB", (8, 8), (shade, 0, len(text))), prompt_id=prompt.id, provenance={}
+            )
+            for shade in (10, 200)
+        ]
+        pair = labels.add_pair(lab.store, study.id, prompt.id, *(p.id for p in pictures), origin="form")
+        labels.vote(
+            lab.store,
+            study_id=study.id,
+            pair_id=pair.id,
+            annotator_id=who.id,
+            choice="first",
+            left="first",
+            milliseconds=900,
+            client_key=f"key {split}",
+        )
+    return study
+
+
+def submit(lab, study, steps: int = 10, lr: float = 1e-3) -> str:
+    return jobs.submit(lab, "train-lrm", to_dict(LRMConfig(steps=steps, lr=lr)), study.id)
+
+
+def state(lab, job_id: str) -> str:
+    return queue.get(lab.store, job_id).state
+
+
+def until(lab, job_id: str, *states: str) -> dict:
+    wait_for(lambda: state(lab, job_id) in states, what=f"{states} of {jobs.describe(lab, job_id)}")
+    return jobs.describe(lab, job_id)
+
+
+def test_a_training_runs_and_its_checkpoints_can_be_chosen(lab, study, workers):
+    job_id = submit(lab, study)
+    workers()
+    job = until(lab, job_id, "done")
+    assert job["progress"] == 1.0 and job["result"]["steps"] == 10 and len(job["metrics"]) == 10
+    lines = [json.loads(line) for line in (Path(job["run_dir"]) / "pairs.jsonl").read_text().splitlines()]
+    assert {line["split"] for line in lines} == {"train", "heldout"} and all(line["target"] == 1.0 for line in lines)
+    rows = checkpoints.list_checkpoints(lab.store, "lrm", job_id=job_id)
+    assert {row.name for row in rows} == {"LRM 1", "LRM 1, step 1"}
+    assert [row.name for row in rows if row.meta["final"]] == ["LRM 1"]
+    assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
+
+
+def test_two_trainings_never_run_at_once(lab, study, workers):
+    first, second = submit(lab, study, steps=60), submit(lab, study, steps=5)
+    workers(), workers()
+    until(lab, first, "running")
+    for _ in range(10):
+        time.sleep(0.05)
+        assert (state(lab, first), state(lab, second)) != ("running", "running")
+    assert until(lab, second, "done")["started_at"] >= until(lab, first, "done")["finished_at"]
+
+
+def test_stop_saves_and_resume_goes_on(lab, study, workers):
+    job_id = submit(lab, study, steps=300)
+    workers()
+    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    jobs.stop(lab, job_id)
+    job = until(lab, job_id, "stopped")
+    assert job["resumable"] and 0 < len(job["metrics"]) < 300
+    jobs.resume(lab, job_id)
+    job = until(lab, job_id, "done")
+    assert [row["step"] for row in job["metrics"]] == list(range(1, 301))
+
+
+def test_a_killed_worker_loses_nothing(lab, study, workers):
+    """The child goes on without its worker, and the next worker watches it to the end: it was started once only."""
+    job_id = submit(lab, study, steps=150)
+    worker = workers()
+    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    worker.kill()
+    worker.wait()
+    seen = len(jobs.describe(lab, job_id)["metrics"])
+    workers()
+    job = until(lab, job_id, "done")
+    assert len(job["metrics"]) == 150 > seen
+    assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
+
+
+def test_a_child_that_was_not_yet_written_down_is_found(lab, study, workers):
+    """The worker may die between starting the child and recording its pid."""
+    job_id = submit(lab, study, steps=150)
+    worker = workers()
+    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    worker.kill()
+    worker.wait()
+    with lab.store.session() as session:
+        session.merge(queue.get(lab.store, job_id)).pid = worker.pid
+    workers()
+    job = until(lab, job_id, "done")
+    assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
+
+
+def test_worker_and_child_killed_together_resume(lab, study, workers):
+    """As on a power cut: the job is queued again and goes on from what the run folder holds."""
+    job_id = submit(lab, study, steps=100)
+    worker = workers()
+    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    worker.kill()
+    worker.wait()
+    os.kill(queue.get(lab.store, job_id).pid, signal.SIGKILL)
+    workers()
+    assert len((Path(until(lab, job_id, "done")["run_dir"]) / "starts.txt").read_text().split()) == 2
+
+
+def test_sigterm_to_the_worker_stops_the_job_resumably(lab, study, workers):
+    job_id = submit(lab, study, steps=500)
+    worker = workers()
+    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    child = psutil.Process(queue.get(lab.store, job_id).pid)
+    worker.terminate()
+    assert worker.wait(10) == 0 and not child.is_running()
+    job = jobs.describe(lab, job_id)
+    assert (job["state"], job["resumable"]) == ("stopped", True) and "lab closed" in job["message"]
+
+
+def test_a_worker_whose_launch_is_gone_ends_after_its_job(lab, study, tmp_path):
+    """Started by a process that dies at once: the job in hand is finished, the next one is left alone."""
+    first, second = submit(lab, study, steps=60), submit(lab, study, steps=5)
+    starter = (
+        "import os, subprocess, sys, time\n"
+        f"subprocess.Popen({WORKER!r} + ['--lane', 'training', '--data-dir', {str(lab.store.data_dir)!r},"
+        " '--launcher', str(os.getpid())], start_new_session=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", starter], cwd=ROOT)
+    until(lab, first, "running")
+    worker = wait_for(lambda: psutil.Process(parent.pid).children())[0]
+    parent.kill()
+    parent.wait()
+    until(lab, first, "done")
+    wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    assert state(lab, second) == "queued"
+
+
+@pytest.mark.parametrize(
+    ("lr", "sentence"),
+    [
+        (0.5, "The model folder /nowhere does not exist; give another one."),
+        (0.25, "The training ended with exit code 1 (its last words: out of luck); see its log."),
+    ],
+)
+def test_a_failed_training_says_why_in_one_sentence(lab, study, workers, lr, sentence):
+    job_id = submit(lab, study, lr=lr)
+    workers()
+    job = until(lab, job_id, "failed")
+    assert job["error"] == sentence and job["resumable"]
+
+
+def test_a_killed_child_is_called_memory(lab, study, workers):
+    job_id = submit(lab, study, steps=500)
+    workers()
+    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    os.kill(queue.get(lab.store, job_id).pid, signal.SIGKILL)
+    assert "memory ran out" in until(lab, job_id, "failed")["error"]
+
+
+def test_no_labels_is_a_sentence(lab, workers):
+    job_id = submit(lab, lab.current_study())
+    workers()
+    assert until(lab, job_id, "failed")["error"].startswith("There is no label to train on yet;")
+
+
+def test_an_absurd_setting_never_becomes_a_job(lab, study):
+    with pytest.raises(ConfigError, match="steps is 0"):
+        jobs.submit(lab, "train-lrm", {"steps": 0}, study.id)
+    assert jobs.list_jobs(lab) == []
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 8, 64])
+def test_threads_never_exceed_the_cores(monkeypatch, cores):
+    monkeypatch.setattr(worker_device, "cores", lambda: cores)
+    training, beside = worker_device.training_threads(), worker_device.interactive_threads(training=True)
+    assert training >= 1 and beside >= 1 and training + beside <= max(2, cores)
+    assert worker_device.interactive_threads(training=False) == cores
