@@ -185,6 +185,15 @@ class LRMConfig:
     t_max: int = opt(1000, "largest timestep trained", min=0, max=1000)
     resample_latents: bool = opt(False, "draw latents from the encoder's posterior anew instead of using its mean")
     calibration: float = opt(0.1, "share of the training pairs set aside to fit the temperature", min=0.0, max=0.5)
+    keep: str = opt(
+        "last",
+        "the final LRM: the last step, or the step with the lowest loss on the calibration pairs",
+        choices=("last", "best"),
+    )
+    anchor: float = opt(
+        0.0, "pull towards the start weights, per step and learning rate, as a weight decay", min=0.0, max=1e6
+    )
+    latent_cache: str = opt("", "folder of cached latents, shared between runs; empty means the run's own")
     seed: int = _seed()
     save_every: int = opt(1000, "steps between checkpoints; the last is always kept", min=1, max=10**7)
     eval_every: int = opt(200, "steps between evaluations on held-out pairs", min=1, max=10**7)
@@ -246,7 +255,7 @@ class LPOConfig:
     )
     beta_unit: str = opt(
         "mean",
-        "mean: beta multiplies log-ratios averaged over C, H, W (official); nat: summed, so it carries over between sizes",
+        "mean: beta times log-ratios averaged over C, H, W (official); nat: times their sum, alike at every size",
         choices=("mean", "nat"),
     )
     clamp: float = opt(

@@ -1,0 +1,165 @@
+"""The small protocol that roll-outs, trainers and curves see instead of a model, and the function that loads one.
+
+Nothing outside this folder asks which model it has: it gets means and standard deviations, never epsilon or velocity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lpo.config import Adapter, ConfigError, Policy
+
+SCENES_MODEL = Path(__file__).parent.parent / "scenes" / "weights" / "model"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a prompt says to the network, both guidance branches side by side.
+
+    text, unconditional: (B, L, D) token states. pooled, pooled_unconditional: (B, P) or None, for models that use them.
+    """
+
+    text: Tensor
+    unconditional: Tensor
+    pooled: Tensor | None = None
+    pooled_unconditional: Tensor | None = None
+
+    def _each(self, change) -> Conditioning:
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Conditioning(**{name: None if part is None else change(part) for name, part in parts.items()})
+
+    def rows(self, index: Sequence[int] | Tensor) -> Conditioning:
+        """The rows `index`, in that order, repeats allowed."""
+        return self._each(lambda part: part[torch.as_tensor(index, device=part.device)])
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Spatially averaged features of the early part of a network, the two guidance branches apart.
+
+    down, unconditional_down: one (B, C_i) tensor per level; mid, unconditional_mid: (B, C_mid).
+    """
+
+    down: list[Tensor]
+    mid: Tensor
+    unconditional_down: list[Tensor]
+    unconditional_mid: Tensor
+
+
+class Backbone(Protocol):
+    """A frozen diffusion model with adapters. Latents are scaled as the network sees them; t counts 0 (clean) to 999.
+
+    `t` and `prev_t` may be one number or a (B,) tensor; prev_t = -1 is the end of the trajectory.
+    """
+
+    device: torch.device
+    policy: Policy
+
+    def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning: ...
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]: ...  # (B, 3, H, W) in [-1, 1] -> posterior mean, std
+    def decode(self, latents: Tensor) -> Tensor: ...  # -> (B, 3, H, W) in [0, 1], fp32
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]: ...
+    def timesteps(self, steps: int) -> list[int]: ...  # descending
+    def predict(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor: ...
+    def transition(
+        self, x_t: Tensor, prediction: Tensor, t: int | Tensor, prev_t: int | Tensor, eta: float
+    ) -> tuple[Tensor, Tensor, Tensor]: ...  # x0, mean (B, C, H, W), std (B,)
+    def step_std(self, t: int | Tensor, prev_t: int | Tensor, eta: float) -> Tensor: ...  # (B,), without a network call
+    def features(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features: ...
+    def fingerprint(self) -> dict: ...  # of the latent space, see lpo/backbones/latent_space.py
+
+    def set_adapters(self, adapters: Sequence[Adapter]) -> None: ...
+    def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None: ...
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]: ...
+    def reference(self) -> AbstractContextManager[None]: ...  # inside: the policy without its trainable adapter
+    def save_adapter(self, path: Path) -> None: ...
+
+
+def transitions(timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(t, prev_t) of every step; the last prev_t is -1, the end."""
+    return zip(timesteps, [*timesteps[1:], -1], strict=True)
+
+
+def pick_device(device: str) -> torch.device:
+    """'auto' takes a GPU if there is one. Raises ConfigError for a device this machine does not have."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"Device {device!r} cannot be used here; use auto or cpu.") from error
+    return chosen
+
+
+def pick_dtype(dtype: str) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+
+
+def resolve_base(base: str) -> str:
+    """The folder, file or hub id that a base name means. Raises ConfigError if it is plainly not there."""
+    if base == "scenes":
+        if not (SCENES_MODEL / "model_index.json").exists():
+            raise ConfigError("The embedded Scenes model (lpo/scenes/weights/model) is missing: get a whole checkout.")
+        return str(SCENES_MODEL)
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").exists():
+            raise ConfigError(f"{base} is not a diffusers model folder (it has no model_index.json).")
+        return str(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ConfigError(f"{base} is not a .safetensors file; other single-file checkpoints are not loaded.")
+        return str(path)
+    if base.count("/") != 1 or base[0] in "./~" or base.endswith((".safetensors", ".ckpt")):
+        raise ConfigError(
+            f"There is no model at {base}: give a diffusers folder, a .safetensors file, a hub id or 'scenes'."
+        )
+    return base
+
+
+def pipeline_class(base: str) -> str:
+    """The `_class_name` of a resolved base; single files are taken as Stable Diffusion and checked when they load."""
+    if os.path.isfile(base):
+        return "StableDiffusionPipeline"
+    folder = Path(base)
+    if not folder.is_dir():
+        from diffusers import DiffusionPipeline
+
+        try:
+            return DiffusionPipeline.load_config(base)["_class_name"]
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"The model {base} could not be fetched nor found on disk: check the name, the network and "
+                "HF_HUB_OFFLINE, or give a local folder."
+            ) from error
+    try:
+        return json.loads((folder / "model_index.json").read_text())["_class_name"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ConfigError(f"{folder}/model_index.json is damaged: get the model folder again.") from error
+
+
+def load_policy(policy: Policy, device: str = "auto", dtype: str = "float32") -> Backbone:
+    """Load a base and its frozen adapters. Raises ConfigError with one sentence if anything is unsuitable."""
+    base = resolve_base(policy.base)
+    kind = pipeline_class(base)
+    if kind != "StableDiffusionPipeline":
+        raise ConfigError(f"{policy.base} is a {kind}; supported is StableDiffusionPipeline (SD1.x and SD2.x).")
+    from lpo.backbones.sd import StableDiffusion
+
+    backbone = StableDiffusion.from_pretrained(base, policy.base, pick_device(device), pick_dtype(dtype))
+    backbone.set_adapters(policy.adapters)
+    return backbone

@@ -1,0 +1,68 @@
+"""Do two models share a latent space? An LRM scores noise if it is fed latents of another VAE, so every checkpoint
+carries a fingerprint: channels, scale and shift, forward process, and what the encoder makes of four fixed pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lpo.config import ConfigError
+from lpo.rng import normal
+
+_TOLERANCE = {"scaling_factor": 1e-3, "shift_factor": 1e-3, "alphas_cumprod": 1e-3, "encoder_means": 0.05}
+
+
+def fixed_pictures() -> Tensor:
+    """(4, 3, 64, 64) in [-1, 1]: a colour ramp, a checkerboard, a disc on a plain ground, smooth coloured noise."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    ramp = torch.stack([x, y, -x])
+    checks = ((torch.arange(64)[:, None] // 8 + torch.arange(64)[None] // 8) % 2 * 2.0 - 1).expand(3, 64, 64)
+    disc = torch.where((x**2 + y**2 < 0.4)[None], torch.tensor([0.9, -0.6, -0.8])[:, None, None], torch.tensor(0.2))
+    noise = torch.nn.functional.interpolate(normal((1, 3, 8, 8), "latent space"), size=64, mode="bilinear")[0]
+    return torch.stack([ramp, checks, disc.expand(3, 64, 64), noise.clamp(-1, 1)])
+
+
+def fingerprint(
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]], scaling_factor: float, shift_factor: float, alphas: Tensor
+) -> dict:
+    """Plain JSON values that two models of one latent space agree on. `encode` gives scaled posterior mean and std."""
+    with torch.no_grad():
+        mean, _ = encode(fixed_pictures())
+    quarters = torch.nn.functional.adaptive_avg_pool2d(mean.float().cpu(), 2)
+    return {
+        "channels": mean.shape[1],
+        "scaling_factor": scaling_factor,
+        "shift_factor": shift_factor,
+        "alphas_cumprod": [round(float(alphas[i]), 6) for i in (0, 250, 500, 750, len(alphas) - 1)],
+        "encoder_means": [round(v, 4) for v in quarters.flatten().tolist()],
+    }
+
+
+def difference(a: dict, b: dict) -> str | None:
+    """The first thing two fingerprints disagree on, in words, or None if they describe one latent space."""
+    if a["channels"] != b["channels"]:
+        return f"{a['channels']} against {b['channels']} latent channels"
+    words = {
+        "scaling_factor": "scale",
+        "shift_factor": "shift",
+        "alphas_cumprod": "noise schedule",
+        "encoder_means": "VAE",
+    }
+    for key, word in words.items():
+        left, right = torch.tensor(a[key]).reshape(-1), torch.tensor(b[key]).reshape(-1)
+        if len(left) != len(right) or float((left - right).abs().max()) > _TOLERANCE[key]:
+            return f"another {word}"
+    return None
+
+
+def require_same(lrm_space: dict, policy_space: dict, lrm_name: str, policy_name: str, allow_mismatch: bool) -> None:
+    """Raises ConfigError with one sentence if the spaces differ, unless `allow_mismatch`."""
+    found = difference(lrm_space, policy_space)
+    if found and not allow_mismatch:
+        raise ConfigError(
+            f"The LRM {lrm_name} does not share the latent space of {policy_name} ({found}): take an LRM trained on "
+            "that model's latents, or set allow_latent_mismatch."
+        )
