@@ -7,7 +7,7 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse
 
-from app import ui
+from app import data_routes, ui
 from app.lab import Lab
 from app.security import Guard
 from storage import StorageError
@@ -38,6 +38,8 @@ def create_app(lab: Lab) -> FastAPI:
         from app import label_routes
 
         app.include_router(label_routes.router(lab))
+
+    app.include_router(data_routes.router(lab))
 
     # plotly.min.js lies in the plotly package; find_spec does not import it
     plotly = Path(importlib.util.find_spec("plotly").origin).parent / "package_data"

@@ -1,0 +1,346 @@
+"""What the Data tab shows: pictures, pairs and labels by filters, page by page, and the story of one pair.
+
+Blindness reaches here too: whatever belongs to a comparison without a verdict is left out, pictures by their file
+hash, because a provenance shown beside them would tell which policy made them. `hidden` says how much that is.
+"""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Select, and_, exists, func, or_
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, select
+
+from storage import Storage
+from storage.models import (
+    Annotator,
+    Comparison,
+    ComparisonPair,
+    Pair,
+    Picture,
+    Preference,
+    Prompt,
+    Study,
+    StudyPair,
+    StudyPrompt,
+)
+
+BLIND_STATES = ("preparing", "voting")
+ANY = "any"
+UNLABELLED = "unlabelled"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What to show; None or "any" leaves a field open. `since` and `until` are seconds since 1970."""
+
+    study_id: int | None = None
+    text: str = ""
+    annotator_id: int | None = None
+    choice: str = ANY
+    split: str = ANY
+    origin: str = ANY
+    kind: str = ANY
+    since: float | None = None
+    until: float | None = None
+
+    @property
+    def about_labels(self) -> bool:
+        """Whether a field speaks of labels, so that only what was labelled can match."""
+        return self.annotator_id is not None or self.kind != ANY or self.choice not in (ANY, UNLABELLED)
+
+
+def pictures(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
+    """How many pictures match, and page `page` (from 0) of them, newest first.
+
+    Each is {id, hash, prompt, width, height, origin, made, provenance}.
+    """
+    query = select(Picture, Prompt).join(Prompt, Prompt.id == Picture.prompt_id, isouter=True)
+    query = query.where(Picture.hash.not_in(_blind_hashes()), *_time(Picture.created_at, filters))
+    query = query.where(*_prompt(filters, Picture.prompt_id))
+    if filters.origin != ANY:
+        query = query.where(_imported(Picture) if filters.origin == "import" else ~_imported(Picture))
+    if filters.about_labels:
+        labelled = exists().where(
+            or_(Pair.first_id == Picture.id, Pair.second_id == Picture.id), Preference.pair_id == Pair.id, *_label(filters)
+        )
+        query = query.where(labelled)
+    with store.reader() as session:
+        total, rows = _page(session, query, Picture.id.desc(), page, size)
+        return total, [_picture(picture, prompt) for picture, prompt in rows]
+
+
+def pairs(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
+    """How many pairs match, and a page of them, newest first: {id, prompt, first, second (hashes), origin, labels}."""
+    first, second = aliased(Picture), aliased(Picture)
+    query = select(Pair, Prompt, first.hash, second.hash).join(Prompt, Prompt.id == Pair.prompt_id)
+    query = query.join(first, first.id == Pair.first_id).join(second, second.id == Pair.second_id)
+    query = query.where(~_blind_pair(Pair.id), *_time(Pair.created_at, filters), *_prompt(filters, Pair.prompt_id))
+    if filters.study_id is not None:
+        query = query.where(_asked(filters.study_id))
+    if filters.origin != ANY:
+        query = query.where(Pair.origin == filters.origin)
+    if filters.choice == UNLABELLED:
+        query = query.where(~exists().where(Preference.pair_id == Pair.id, *_standing()))
+    if filters.about_labels:
+        query = query.where(exists().where(Preference.pair_id == Pair.id, *_standing(), *_label(filters)))
+    with store.reader() as session:
+        total, rows = _page(session, query, Pair.id.desc(), page, size)
+        ids = [pair.id for pair, *_ in rows]
+        said: dict[int, list[str]] = {}
+        answers = select(Preference.pair_id, Preference.choice).where(Preference.pair_id.in_(ids), *_standing())
+        if filters.study_id is not None:
+            answers = answers.where(Preference.study_id == filters.study_id)
+        for pair_id, choice in session.exec(answers):
+            said.setdefault(pair_id, []).append(choice)
+        return total, [
+            {
+                "id": pair.id,
+                "prompt": prompt.text,
+                "first": one,
+                "second": two,
+                "origin": pair.origin,
+                "labels": said.get(pair.id, []),
+            }
+            for pair, prompt, one, two in rows
+        ]
+
+
+def labels(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
+    """How many label rows match, undos included, and a page of them, newest first.
+
+    Each is {id, pair, prompt, annotator, kind, choice, left, seconds, when, status, study}.
+    """
+    query = select(Preference, Annotator, Prompt, Study).join(Annotator, Annotator.id == Preference.annotator_id)
+    query = query.join(Pair, Pair.id == Preference.pair_id).join(Prompt, Prompt.id == Pair.prompt_id)
+    query = query.join(Study, Study.id == Preference.study_id)
+    query = query.where(~_blind_pair(Pair.id), *_time(Preference.created_at, filters), *_prompt(filters, Pair.prompt_id))
+    query = query.where(*_label(filters))
+    if filters.study_id is not None:
+        query = query.where(Preference.study_id == filters.study_id)
+    if filters.origin != ANY:
+        query = query.where(Pair.origin == filters.origin)
+    with store.reader() as session:
+        total, rows = _page(session, query, Preference.id.desc(), page, size)
+        gone = _revoked(session, [row.id for row, *_ in rows])
+        return total, [_label_row(*row, row[0].id in gone) for row in rows]
+
+
+def pair_story(store: Storage, pair_id: int) -> dict | None:
+    """Everything known of one pair: {id, prompt, origin, made, splits, first, second, history}; None if it is not
+    there or still in a blind vote."""
+    with store.reader() as session:
+        pair = session.exec(select(Pair).where(Pair.id == pair_id, ~_blind_pair(Pair.id))).first()
+        if pair is None:
+            return None
+        prompt = session.get(Prompt, pair.prompt_id)
+        query = select(Preference, Annotator, Study).where(Preference.pair_id == pair_id)
+        query = query.join(Annotator, Annotator.id == Preference.annotator_id).join(Study, Study.id == Preference.study_id)
+        rows = session.exec(query.order_by(Preference.id)).all()
+        gone = _revoked(session, [row.id for row, *_ in rows])
+        member = select(Study.name, StudyPrompt.split).join(StudyPrompt, StudyPrompt.study_id == Study.id)
+        return {
+            "id": pair.id,
+            "prompt": prompt.text,
+            "origin": pair.origin,
+            "made": day(pair.created_at),
+            "splits": [tuple(row) for row in session.exec(member.where(StudyPrompt.prompt_id == prompt.id))],
+            "first": _picture(session.get(Picture, pair.first_id), prompt),
+            "second": _picture(session.get(Picture, pair.second_id), prompt),
+            "history": [_label_row(row, who, prompt, study, row.id in gone) for row, who, study in rows],
+        }
+
+
+def picture_story(store: Storage, picture_id: int) -> dict | None:
+    """One picture with its provenance and the ids of its pairs; None if it is not there or in a blind vote."""
+    with store.reader() as session:
+        query = select(Picture).where(Picture.id == picture_id, Picture.hash.not_in(_blind_hashes()))
+        picture = session.exec(query).first()
+        if picture is None:
+            return None
+        member = or_(Pair.first_id == picture_id, Pair.second_id == picture_id)
+        found = session.exec(select(Pair.id).where(member, ~_blind_pair(Pair.id)).order_by(Pair.id)).all()
+        prompt = session.get(Prompt, picture.prompt_id) if picture.prompt_id else None
+        return {**_picture(picture, prompt), "pairs": list(found)}
+
+
+def hidden(store: Storage) -> tuple[int, int]:
+    """How many pictures and pairs are left out because their comparison has no verdict yet."""
+    with store.reader() as session:
+        files = session.exec(select(func.count(Picture.id)).where(Picture.hash.in_(_blind_hashes()))).one()
+        return files, session.exec(select(func.count(Pair.id)).where(_blind_pair(Pair.id))).one()
+
+
+def totals(store: Storage, study_id: int | None) -> dict:
+    """Numbers for the head of the tab: all of the lab, and the prompts of the study by split."""
+    with store.reader() as session:
+
+        def count(column, *where) -> int:
+            return session.exec(select(func.count(column)).where(*where)).one()
+
+        study = [StudyPrompt.study_id == study_id] if study_id is not None else []
+        return {
+            "pictures": count(Picture.id),
+            "pairs": count(Pair.id),
+            "rows": count(Preference.id),
+            "prompts": count(StudyPrompt.prompt_id.distinct(), *study),
+            "heldout": count(StudyPrompt.prompt_id.distinct(), *study, StudyPrompt.split == "heldout"),
+        }
+
+
+def origins(store: Storage) -> list[str]:
+    """Where pairs came from, e.g. queue, form, import, comparison."""
+    with store.reader() as session:
+        return list(session.exec(select(Pair.origin).distinct().order_by(Pair.origin)))
+
+
+def disk_use(store: Storage) -> dict[str, int]:
+    """Bytes on disk by what they are for: pictures, runs, traces, caches, database (with its backups)."""
+    data = store.data_dir
+    database = sum(f.stat().st_size for f in data.glob("lab.sqlite*")) + _size(data / "backups")
+    return {
+        "pictures": _size(store.media.root),
+        "runs": _size(store.runs_dir),
+        "traces": _size(store.traces_dir),
+        "caches": _size(store.cache_dir),
+        "database": database,
+    }
+
+
+def day(moment: float) -> str:
+    """A time as the page shows it, in this machine's zone: 2026-11-23 01:09."""
+    return datetime.datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M")
+
+
+def policy_words(policy: dict | str | None) -> str:
+    """A policy of a provenance in a few words: 'scenes + step-000040 × 0.5'."""
+    if not isinstance(policy, dict):
+        return str(policy or "unknown")
+    words = [str(policy.get("base", "?"))]
+    for adapter in policy.get("adapters", []):
+        path = Path(str(adapter.get("path", "?")))
+        name = f"{path.parent.parent.name[:8]}/{path.name}" if path.parent.name == "checkpoints" else path.name
+        strength = adapter.get("strength", 1.0)
+        words.append(name if strength == 1.0 else f"{name} × {strength:g}")
+    return " + ".join(words)
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*") if folder.exists() else ():
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # a worker tidied up meanwhile
+            continue
+    return total
+
+
+def _page(session: Session, query: Select, order, page: int, size: int) -> tuple[int, Sequence]:
+    total = session.exec(select(func.count()).select_from(query.order_by(None).subquery())).one()
+    return total, session.exec(query.order_by(order).offset(page * size).limit(size)).all()
+
+
+def _blind_hashes() -> Select:
+    one = aliased(Picture)
+    pair = aliased(Pair)
+    blind = select(ComparisonPair.pair_id).join(Comparison).where(Comparison.state.in_(BLIND_STATES))
+    query = select(one.hash).join(pair, or_(pair.first_id == one.id, pair.second_id == one.id))
+    return query.where(pair.id.in_(blind))
+
+
+def _blind_pair(pair_id):
+    blind = select(ComparisonPair.pair_id).join(Comparison).where(Comparison.state.in_(BLIND_STATES))
+    return pair_id.in_(blind)
+
+
+def _imported(picture):
+    return func.json_extract(picture.provenance, "$.imported").is_not(None)
+
+
+def _time(column, filters: Filters) -> list:
+    bounds = []
+    if filters.since is not None:
+        bounds.append(column >= filters.since)
+    if filters.until is not None:
+        bounds.append(column < filters.until)
+    return bounds
+
+
+def _prompt(filters: Filters, prompt_id) -> list:
+    """Conditions on the prompt of a row: its text, and its study and split."""
+    conditions = []
+    if filters.text.strip():
+        conditions.append(Prompt.text.icontains(filters.text.strip(), autoescape=True))
+    if filters.split != ANY or filters.study_id is not None:
+        member = [StudyPrompt.prompt_id == prompt_id]
+        if filters.study_id is not None:
+            member.append(StudyPrompt.study_id == filters.study_id)
+        if filters.split != ANY:
+            member.append(StudyPrompt.split == filters.split)
+        conditions.append(exists().where(*member))
+    return conditions
+
+
+def _label(filters: Filters) -> list:
+    conditions = []
+    if filters.annotator_id is not None:
+        conditions.append(Preference.annotator_id == filters.annotator_id)
+    if filters.choice not in (ANY, UNLABELLED):
+        conditions.append(Preference.choice == filters.choice)
+    if filters.kind != ANY:
+        conditions.append(Preference.simulated.is_(filters.kind == "simulated"))
+    return conditions
+
+
+def _standing() -> tuple:
+    """Conditions for an answer that nobody took back."""
+    later = aliased(Preference)
+    return Preference.choice.is_not(None), ~exists().where(later.revokes == Preference.id)
+
+
+def _asked(study_id: int):
+    """Whether the study asks for this pair, in its queue or in one of its comparisons."""
+    compared = and_(ComparisonPair.pair_id == Pair.id, Comparison.id == ComparisonPair.comparison_id)
+    return or_(
+        exists().where(StudyPair.pair_id == Pair.id, StudyPair.study_id == study_id),
+        exists().where(compared, Comparison.study_id == study_id),
+    )
+
+
+def _revoked(session: Session, ids: list[int]) -> set[int]:
+    return set(session.exec(select(Preference.revokes).where(Preference.revokes.in_(ids))))
+
+
+def _picture(picture: Picture, prompt: Prompt | None) -> dict:
+    provenance = picture.provenance or {}
+    return {
+        "id": picture.id,
+        "hash": picture.hash,
+        "prompt": prompt.text if prompt else "",
+        "width": picture.width,
+        "height": picture.height,
+        "origin": "import" if "imported" in provenance else "generated",
+        "made": day(picture.created_at),
+        "provenance": provenance,
+    }
+
+
+def _label_row(row: Preference, who: Annotator, prompt: Prompt, study: Study, revoked: bool) -> dict:
+    status = "undo" if row.choice is None else "taken back" if revoked else "repeat" if row.repeat else "counts"
+    return {
+        "id": row.id,
+        "pair": row.pair_id,
+        "prompt": prompt.text,
+        "annotator": who.name,
+        "kind": who.kind,
+        "choice": row.choice or "",
+        "left": row.left or "",
+        "seconds": None if row.milliseconds is None else row.milliseconds / 1000,
+        "when": day(row.created_at),
+        "status": status,
+        "revokes": row.revokes,
+        "study": study.name,
+        "comparison": row.comparison_id,
+    }
