@@ -19,7 +19,6 @@ from lpo.backbones.latent_space import fingerprint
 from lpo.backbones.lora import AdapterStack
 from lpo.config import Adapter, ConfigError, Policy
 
-
 transformers_logging.disable_progress_bar()  # its bars end up in every log.txt
 
 
