@@ -64,7 +64,9 @@ def pictures(store: Storage, filters: Filters, page: int, size: int) -> tuple[in
         query = query.where(_imported(Picture) if filters.origin == "import" else ~_imported(Picture))
     if filters.about_labels:
         labelled = exists().where(
-            or_(Pair.first_id == Picture.id, Pair.second_id == Picture.id), Preference.pair_id == Pair.id, *_label(filters)
+            or_(Pair.first_id == Picture.id, Pair.second_id == Picture.id),
+            Preference.pair_id == Pair.id,
+            *_label(filters),
         )
         query = query.where(labelled)
     with store.reader() as session:
@@ -116,7 +118,9 @@ def labels(store: Storage, filters: Filters, page: int, size: int) -> tuple[int,
     query = select(Preference, Annotator, Prompt, Study).join(Annotator, Annotator.id == Preference.annotator_id)
     query = query.join(Pair, Pair.id == Preference.pair_id).join(Prompt, Prompt.id == Pair.prompt_id)
     query = query.join(Study, Study.id == Preference.study_id)
-    query = query.where(~_blind_pair(Pair.id), *_time(Preference.created_at, filters), *_prompt(filters, Pair.prompt_id))
+    query = query.where(
+        ~_blind_pair(Pair.id), *_time(Preference.created_at, filters), *_prompt(filters, Pair.prompt_id)
+    )
     query = query.where(*_label(filters))
     if filters.study_id is not None:
         query = query.where(Preference.study_id == filters.study_id)
@@ -137,7 +141,9 @@ def pair_story(store: Storage, pair_id: int) -> dict | None:
             return None
         prompt = session.get(Prompt, pair.prompt_id)
         query = select(Preference, Annotator, Study).where(Preference.pair_id == pair_id)
-        query = query.join(Annotator, Annotator.id == Preference.annotator_id).join(Study, Study.id == Preference.study_id)
+        query = query.join(Annotator, Annotator.id == Preference.annotator_id).join(
+            Study, Study.id == Preference.study_id
+        )
         rows = session.exec(query.order_by(Preference.id)).all()
         gone = _revoked(session, [row.id for row, *_ in rows])
         member = select(Study.name, StudyPrompt.split).join(StudyPrompt, StudyPrompt.study_id == Study.id)

@@ -45,7 +45,13 @@ def pair_html(story: dict) -> str:
 
 def megabytes(size: int) -> str:
     """Bytes as a page shows them."""
-    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 1024:.0f} kB"
+    return (
+        f"{size / 2**30:.1f} GB"
+        if size >= 2**30
+        else f"{size / 2**20:.0f} MB"
+        if size >= 2**20
+        else f"{size / 1024:.0f} kB"
+    )
 
 
 def _image(picture: dict) -> str:
@@ -76,7 +82,7 @@ def _history(rows: list[dict]) -> str:
     lines = "".join(_line(row) for row in rows)
     head = "".join(f"<th>{name}</th>" for name in ("When", "Annotator", "Answer", "Shown", "Seconds", "Status"))
     return (
-        '<h4>Label history</h4><p class="st-sub">Nothing is ever deleted: a row that was taken back stays, struck out.</p>'
+        '<h4>Label history</h4><p class="st-sub">Nothing is deleted: an answer that was taken back is struck out.</p>'
         f'<table class="st-history"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
     )
 
@@ -92,7 +98,7 @@ def _line(row: dict) -> str:
 
 
 STYLE = """
-.st-tiles { display: flex; flex-wrap: wrap; gap: 6px 28px; }
+.st-tiles { display: flex; flex-wrap: wrap; gap: 6px 22px; }
 .st-tile { display: flex; flex-direction: column; line-height: 1.3; }
 .st-tile b { font-size: 20px; font-weight: 600; }
 .st-tile span { font-size: 13px; }
@@ -112,3 +118,4 @@ p { margin: 2px 0 8px; }
 .st-gone td:nth-child(3) { text-decoration: line-through; }
 .st-gone { color: var(--body-text-color-subdued); }
 """
+STAYS = "position: sticky; top: 8px; max-height: calc(100vh - 16px); overflow-y: auto;"  # beside a list that scrolls

@@ -49,7 +49,7 @@ def _scale(result: WinRate, a: str) -> str:
     """
     ticks = "".join(
         f'<line class="vd-axis" x1="{x}%" x2="{x}%" y1="26" y2="31"/>'
-        f'<text x="{x}%" y="45" text-anchor="{ {0: "start", 100: "end"}.get(x, "middle")}">{x} %</text>'
+        f'<text x="{x}%" y="45" text-anchor="{ {0: "start", 100: "end"}.get(x, "middle") }">{x} %</text>'
         for x in (0, 25, 50, 75, 100)
     )
     low, rate, high = 100 * result.low, 100 * result.rate, 100 * result.high

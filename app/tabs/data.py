@@ -27,17 +27,23 @@ def build(lab: Lab) -> None:
     tab = Context.block
     head = gr.HTML(css_template=story.STYLE, elem_id="data-numbers")
     with gr.Row(equal_height=True):
-        kind = gr.Radio(KINDS, value="Pairs", show_label=False, container=False, scale=2, min_width=260, elem_id="data-kind")
-        text = gr.Textbox(placeholder="Words of the prompt", show_label=False, container=False, scale=3, elem_id="data-text")
+        kind = gr.Radio(
+            KINDS, value="Pairs", show_label=False, container=False, scale=2, min_width=260, elem_id="data-kind"
+        )
+        text = gr.Textbox(
+            placeholder="Words of the prompt", show_label=False, container=False, scale=3, elem_id="data-text"
+        )
         study = gr.Dropdown([("all studies", 0)], value=0, show_label=False, container=False, scale=2, min_width=150)
     with gr.Accordion("More filters", open=False, elem_id="data-filters"), gr.Row():
         annotator = gr.Dropdown([("anyone", 0)], value=0, label="annotator", min_width=130)
         who = gr.Dropdown(["any", "human", "simulated"], value="any", label="human or simulated", min_width=130)
         choice = gr.Dropdown(CHOICES, value="any", label="choice", min_width=130)
-        split = gr.Dropdown([("any", "any"), ("train", "train"), ("held-out", "heldout")], value="any", label="split", min_width=130)
+        split = gr.Dropdown(
+            [("any", "any"), ("train", "train"), ("held-out", "heldout")], value="any", label="split", min_width=130
+        )
         origin = gr.Dropdown(["any"], value="any", label="origin", min_width=130)
-        since = gr.DateTime(label="from day", include_time=False, min_width=150)
-        until = gr.DateTime(label="to day", include_time=False, min_width=150)
+        since = gr.DateTime(label="from day", include_time=False, min_width=185)
+        until = gr.DateTime(label="to day", include_time=False, min_width=185)
     page = gr.State(0)
     with gr.Row():
         with gr.Column(scale=3, min_width=420):
@@ -47,7 +53,7 @@ def build(lab: Lab) -> None:
                 on = gr.Button("older →", size="sm", scale=0, min_width=90, elem_id="data-on")
             items = browser("data-browser")
         with gr.Column(scale=2, min_width=320):
-            detail = gr.HTML(HINT, css_template=story.STYLE, elem_id="data-detail")
+            detail = gr.HTML(HINT, css_template=story.STYLE + story.STAYS, elem_id="data-detail")
     exchange = data_exchange.build(lab)
 
     filters = [kind, text, study, annotator, who, choice, split, origin, since, until]
@@ -132,7 +138,7 @@ def overview(lab: Lab, study_id: int | None) -> str:
     total = browse.totals(lab.store, study_id)
     tiles = [
         (f"{total['pictures']:,}", "pictures", f"{total['pairs']:,} pairs"),
-        (f"{total['prompts']:,}", "prompts", f"{total['heldout']:,} held out, never trained on"),
+        (f"{total['prompts']:,}", "prompts", f"{total['heldout']:,} held out"),
     ]
     if study_id is not None:
         tiles += _label_tiles(lab, study_id)
@@ -151,7 +157,7 @@ def _label_tiles(lab: Lab, study_id: int) -> list[tuple[str, str, str]]:
         f"{said.get(key, 0)} {word}" for key, word in (("tie", "ties"), ("both_bad", "both bad"), ("skip", "skipped"))
     )
     own, between = agree["self"], agree["between"]
-    couples = f"{between['n']} shared answers of {between['annotators']} annotators"
+    couples = f"{between['n']} shared answers"
     alpha = "" if between["alpha"] is None else f", alpha {between['alpha']:.2f}"
     return [
         (f"{count['labels']:,}", "labels", f"{neither}; {simulated:,} simulated"),

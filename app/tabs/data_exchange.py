@@ -1,6 +1,6 @@
 """The way in and out of the lab: export and import as jobs of the data lane, each with its report.
 
-Uploads are hostile: a file goes into a folder of our own naming, and `storage/exchange` checks every row and every picture.
+Uploads are hostile: a file goes into a folder of our own naming, and `storage/exchange` checks every row.
 """
 
 import re
@@ -53,7 +53,9 @@ def build(lab: Lab) -> Exchange:
                 out = gr.Button("Export", elem_id="data-export")
             with gr.Column(min_width=320):
                 into = gr.Dropdown([NEW], value=0, label="import into", elem_id="data-import-study")
-                upload = gr.File(label="a .zip of this lab, or a Pick-a-Pic .parquet", file_types=list(ENDINGS), height=110, elem_id="data-import-file")
+                upload = gr.File(
+                    label="file (.zip or .parquet)", file_types=list(ENDINGS), height=150, elem_id="data-import-file"
+                )
                 bring = gr.Button("Import", elem_id="data-import")
         note = gr.Markdown(elem_id="data-exchange-note")
         listing = gr.HTML(css_template=STYLE, elem_id="data-jobs")
@@ -131,7 +133,8 @@ def _state(row: dict) -> str:
     result = row["result"] or {}
     if row["kind"] == "export":
         link = f'<a href="exports/{row["id"]}" download><b>Download</b></a>'
-        return f"{link} <small>{result['done']:,} pairs, {result['labels']:,} labels, {megabytes(result['bytes'])}</small>"
+        what = "pairs" if row["config"]["format"] == "zip" else "labels"  # a parquet row is one answer
+        return f"{link} <small>{result['done']:,} {what}, {megabytes(result['bytes'])}</small>"
     return _report(result)
 
 
@@ -146,4 +149,5 @@ def _report(result: dict) -> str:
         return words
     reasons = "".join(f"<li>{count:,} × {escape(reason)}</li>" for reason, count in result["rejected"].items())
     examples = "".join(f"<li>{escape(each)}</li>" for each in result["examples"])
-    return f"{words}<details><summary>Why</summary><ul>{reasons}</ul><small>The first ones:</small><ul>{examples}</ul></details>"
+    first = f"<small>The first ones:</small><ul>{examples}</ul>"
+    return f"{words}<details><summary>Why</summary><ul>{reasons}</ul>{first}</details>"

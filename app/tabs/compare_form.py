@@ -1,0 +1,198 @@
+"""The form of a new comparison: two policies, the prompts, the number of votes; and what it becomes when pressed."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from app import choices, comparisons
+from app.comparisons import Side
+from app.lab import Lab
+from storage.models import Comparison
+
+NONE = ("none", "")
+HELD_OUT, OWN = "held-out prompts", "my own prompts"
+FIXED, PEEK = "after a number of votes fixed now", "whenever I like"
+SECONDS_A_PICTURE = 0.6  # 4 pictures x 20 steps in 2.5 s on two cores
+
+
+@dataclass(frozen=True)
+class Form:
+    """Handles to the inputs that others fill or read; `inputs` is the order in which `create` takes them."""
+
+    a: gr.Dropdown
+    strength_a: gr.Slider
+    more_a: gr.Dropdown
+    b: gr.Dropdown
+    strength_b: gr.Slider
+    more_b: gr.Dropdown
+    note: gr.Markdown
+    go: gr.Button
+    inputs: list
+
+    @property
+    def policies(self) -> list:
+        """The choices that change as checkpoints come and go."""
+        return [self.a, self.b, self.more_a, self.more_b]
+
+    @property
+    def sides(self) -> list:
+        """What `fill` sets."""
+        return [self.a, self.strength_a, self.b, self.strength_b, self.note]
+
+
+def build() -> Form:
+    """The inputs, two columns for A and B, then what is sampled and how the vote ends."""
+    with gr.Row():
+        a = _side("A", choices.BASE)
+        b = _side("B", choices.BASE)
+    with gr.Row(equal_height=True):
+        source = gr.Radio(
+            [HELD_OUT, OWN], value=HELD_OUT, label="pictures of", scale=2, min_width=230, elem_id="compare-source"
+        )
+        count = gr.Slider(
+            2,
+            300,
+            value=30,
+            step=1,
+            label="prompts",
+            info="drawn anew each time",
+            scale=2,
+            min_width=170,
+            elem_id="compare-count",
+        )
+        seeds = gr.Slider(
+            1,
+            8,
+            value=1,
+            step=1,
+            label="pictures per prompt",
+            info="more prompts tell more",
+            scale=2,
+            min_width=170,
+            elem_id="compare-seeds",
+        )
+        mode = gr.Radio(
+            [FIXED, PEEK], value=FIXED, label="the verdict comes", scale=3, min_width=300, elem_id="compare-mode"
+        )
+        votes = gr.Number(
+            None,
+            label="votes",
+            info="empty: every pair once",
+            precision=0,
+            minimum=1,
+            scale=1,
+            min_width=150,
+            elem_id="compare-votes",
+        )
+    own = gr.Textbox(label="prompts, one a line", lines=4, visible=False, elem_id="compare-own")
+    with gr.Accordion("Sampler", open=False), gr.Row():
+        steps = gr.Number(20, label="steps", precision=0, minimum=1)
+        guidance = gr.Number(5.0, label="guidance_scale", minimum=0.0)
+        eta = gr.Number(0.0, label="eta", info="0 is deterministic, 1 as LPO samples", minimum=0.0, maximum=1.0)
+    with gr.Row(equal_height=True):
+        note = gr.Markdown(estimate(HELD_OUT, 30, 1, ""), elem_id="compare-note")
+        go = gr.Button("Sample, then vote blindly", variant="primary", scale=0, min_width=220, elem_id="compare-go")
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on([source.change, count.change, seeds.change, own.change], estimate, [source, count, seeds, own], note, **quiet)
+    source.change(lambda s: (gr.Textbox(visible=s == OWN), gr.Slider(visible=s != OWN)), source, [own, count], **quiet)
+    mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **quiet)
+    inputs = [*a, *b, source, count, own, seeds, mode, votes, steps, guidance, eta]
+    return Form(a[0], a[1], a[2], b[0], b[1], b[2], note, go, inputs)
+
+
+def _side(name: str, value: str) -> tuple:
+    """One policy: an adapter checkpoint with its strength, and perhaps a second adapter stacked on it."""
+    with gr.Column(min_width=300):
+        with gr.Row(equal_height=True):
+            policy = gr.Dropdown(
+                [("base", value)],
+                value=value,
+                label=f"policy {name}",
+                scale=3,
+                min_width=200,
+                elem_id=f"compare-{name.lower()}",
+            )
+            strength = gr.Slider(
+                0.0, 2.0, value=1.0, step=0.05, label="strength", info="of this adapter", scale=2, min_width=140
+            )
+        with gr.Accordion(f"Stack a second adapter on {name}", open=False), gr.Row(equal_height=True):
+            more = gr.Dropdown([NONE], value="", label="adapter on top", scale=3, min_width=200)
+            more_strength = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="strength", scale=2, min_width=140)
+    return policy, strength, more, more_strength
+
+
+def estimate(source: str, count: float, seeds: float, own: str) -> str:
+    """How many pairs this will be and about how long the sampling takes on the machine it was measured on."""
+    prompts = len(comparisons.read_prompts(own)) if source == OWN else int(count or 0)
+    pairs = prompts * int(seeds or 0)
+    seconds = 2 * pairs * SECONDS_A_PICTURE
+    time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"{pairs} pairs to vote on; with Scenes on two cores sampling takes about {time}."
+
+
+def create(
+    lab: Lab, a, strength_a, more_a, more_strength_a, b, strength_b, more_b, more_strength_b, source, count, own, seeds,
+    mode, votes, steps, guidance, eta,
+) -> int:  # fmt: skip
+    """The comparison that the form describes, queued; returns its id. ValueError with one sentence."""
+    if source == OWN and not own.strip():
+        raise ValueError("There are no prompts of your own yet; write at least one, each on a line of its own.")
+    for name, value in (("steps", steps), ("guidance_scale", guidance), ("eta", eta)):
+        if value is None:
+            raise ValueError(f"{name} is empty; give a number.")
+    return comparisons.create(
+        lab,
+        Side(a, strength_a, more_a or "", more_strength_a),
+        Side(b, strength_b, more_b or "", more_strength_b),
+        own_prompts=own if source == OWN else "",
+        count=int(count),
+        seeds=int(seeds),
+        votes=None if mode == PEEK or votes is None else int(votes),
+        peeking=mode == PEEK,
+        sampler={"steps": int(steps), "guidance_scale": float(guidance), "eta": float(eta)},
+    )
+
+
+def policies(lab: Lab, a: str, b: str) -> list:
+    """Fresh choices for `Form.policies`; what was chosen stays if it still exists, else base and newest."""
+    known = choices.policies(lab)
+    values = [value for _, value in known]
+    newest = values[1] if len(values) > 1 else choices.BASE
+    top = gr.Dropdown([NONE, *known[1:]])
+    return [
+        gr.Dropdown(known, value=a if a in values else choices.BASE),
+        gr.Dropdown(known, value=b if b in values and b != choices.BASE else newest),
+        top,
+        top,
+    ]
+
+
+def fill(lab: Lab, row: Comparison, step_back: bool) -> list:
+    """Values for `Form.sides` that repeat `row`; with `step_back` the trained side goes one saved step back."""
+    sides = []
+    words = "Same policies, new prompts and seeds: press the button when ready."
+    stepped = False
+    for policy in (row.policy_b, row.policy_a):
+        value, strength = _value(lab, policy)
+        older = comparisons.earlier_checkpoints(lab, policy) if step_back and not stepped else []
+        if older:
+            stepped, value = True, str(older[0].id)
+            words = (
+                f"{older[0].name} is an earlier checkpoint of the same run: less trained, perhaps less over-optimised."
+            )
+        sides.append((value, strength))
+    if step_back and not stepped:
+        words = "There is no earlier checkpoint of these runs; train with a smaller save_every to keep more of them."
+    (b, strength_b), (a, strength_a) = sides
+    return [a, strength_a, b, strength_b, words]
+
+
+def _value(lab: Lab, policy: dict) -> tuple[str, float]:
+    """The choice and strength behind a stored policy; the base if its checkpoint is gone."""
+    if not policy.get("adapters"):
+        return choices.BASE, 1.0
+    last = policy["adapters"][-1]
+    for row in choices.checkpoints(lab, "adapter"):
+        if row.path == last["path"]:
+            return str(row.id), last["strength"]
+    return choices.BASE, 1.0

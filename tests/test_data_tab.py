@@ -1,0 +1,228 @@
+"""The Data tab reads the truth, keeps blind votes out of sight, and answers bad input with one sentence."""
+
+import time
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from app import browse, story, worker_data
+from app.browse import Filters
+from app.tabs import data, data_exchange
+from app.worker_task import Stopped
+from storage import comparisons, labels, media, studies
+from storage import jobs as queue
+
+PROVENANCE = {
+    "policy": {"base": "scenes", "adapters": []},
+    "scheduler": "ddim",
+    "steps": 20,
+    "guidance_scale": 5.0,
+    "eta": 0.0,
+}
+
+
+def picture(shade: int) -> Image.Image:
+    return Image.new("RGB", (16, 16), (shade % 256, shade // 256, 7))
+
+
+@pytest.fixture
+def filled(store):
+    """Six pairs of two prompts; Ada answered four, took one back; a program answered one."""
+    study = studies.create_study(store, "Tastes", salt="scenes")
+    red, blue = studies.add_prompts(store, study.id, ["a red ball <b>", "a blue star"])
+    pairs = []
+    for i in range(6):
+        prompt = red if i < 4 else blue
+        ids = [
+            media.add_picture(
+                store, picture(2 * i + k), prompt_id=prompt.id, provenance={**PROVENANCE, "seed": 2 * i + k}
+            ).id
+            for k in (0, 1)
+        ]
+        pairs.append(studies.add_pair(store, study.id, prompt.id, *ids, origin="queue" if i % 2 else "form"))
+    ada = studies.annotator(store, "Ada")
+    robot = studies.annotator(store, "robot", kind="simulated")
+    for i, (who, choice) in enumerate([(ada, "first"), (ada, "tie"), (ada, "second"), (ada, "skip"), (robot, "first")]):
+        labels.vote(store, study_id=study.id, pair_id=pairs[i].id, annotator_id=who.id, choice=choice, left="first",
+                    milliseconds=1500, client_key=f"key{i}")  # fmt: skip
+    labels.undo(store, study.id, ada.id, "undo")  # takes back the skip
+    return SimpleNamespace(study=study, pairs=pairs, ada=ada, robot=robot, red=red, blue=blue)
+
+
+def ids(page) -> list[int]:
+    return [row["id"] for row in page[1]]
+
+
+def test_filters_of_pairs(store, filled):
+    everything = ids(browse.pairs(store, Filters(study_id=filled.study.id), 0, 50))
+    assert everything == [pair.id for pair in reversed(filled.pairs)]
+    numbers = [pair.id for pair in filled.pairs]
+
+    def found(**filters) -> list[int]:
+        return sorted(numbers.index(i) for i in ids(browse.pairs(store, Filters(**filters), 0, 50)))
+
+    assert found(text="BLUE") == [4, 5]
+    assert found(text="%") == []  # a wildcard is a character like any other
+    assert found(annotator_id=filled.ada.id) == [0, 1, 2]  # the skip was taken back
+    assert found(choice="tie") == [1]
+    assert found(choice="unlabelled") == [3, 5]
+    assert found(kind="simulated") == [4]
+    assert found(origin="form") == [0, 2, 4]
+    assert found(since=time.time() + 10) == []
+    heldout = {p.id for p in studies.study_prompts(store, filled.study.id, "heldout")}
+    wanted = [i for i, pair in enumerate(filled.pairs) if pair.prompt_id in heldout]
+    assert found(split="heldout") == wanted
+
+
+def test_pictures_and_labels(store, filled):
+    total, rows = browse.pictures(store, Filters(), 0, 5)
+    assert (total, len(rows)) == (12, 5)
+    assert (
+        browse.pictures(store, Filters(annotator_id=filled.ada.id), 0, 50)[0] == 8
+    )  # skipped pair included: rows stay
+    assert browse.pictures(store, Filters(origin="import"), 0, 50)[0] == 0
+    total, rows = browse.labels(store, Filters(study_id=filled.study.id), 0, 50)
+    assert total == 6
+    assert [row["status"] for row in rows] == ["undo", "counts", "taken back", "counts", "counts", "counts"]
+    assert rows[2]["choice"] == "skip"
+    assert browse.labels(store, Filters(kind="simulated"), 0, 50)[0] == 1
+
+
+def test_story_shows_history_and_escapes(store, filled):
+    found = browse.pair_story(store, filled.pairs[3].id)
+    html = story.pair_html(found)
+    assert "a red ball &lt;b&gt;" in html and "<b>a red" not in html and "ball <b>" not in html
+    assert 'class="st-gone"' in html and "takes back row" in html
+    assert "guidance_scale" in html and "scenes" in html
+    assert browse.pair_story(store, 999) is None
+    one = browse.picture_story(store, found["first"]["id"])
+    assert one["pairs"] == [filled.pairs[3].id]
+    assert f"pair {filled.pairs[3].id}" in story.picture_html(one)
+
+
+def test_blind_pictures_stay_hidden_everywhere(store, filled):
+    """Until the verdict neither pictures nor pairs of a comparison appear, nor an old picture with the same file."""
+    row = comparisons.create_comparison(store, filled.study.id, {"base": "scenes"}, {"base": "x"}, prompts=["a blue star"],
+                                        seeds=[1, 2], votes=2)  # fmt: skip
+    for seed, known in ((1, 0), (2, 500)):
+        comparisons.add_comparison_pair(store, row.id, "a blue star", seed, picture(known), picture(600 + seed),
+                                        {**PROVENANCE, "seed": seed}, {**PROVENANCE, "seed": seed})  # fmt: skip
+    comparisons.start_voting(store, row.id)
+    asked = comparisons.next_comparison_pairs(store, row.id, filled.ada.id, 2)
+    hashes = {item[side] for item in asked for side in ("first", "second")}
+    assert len(hashes) == 4
+    shown = {p["hash"] for p in browse.pictures(store, Filters(), 0, 500)[1]}
+    assert not shown & hashes
+    assert len(shown) == 11  # the old picture with the same file is hidden too
+    assert browse.hidden(store) == (5, 2)
+    assert not {item["pair_id"] for item in asked} & set(ids(browse.pairs(store, Filters(), 0, 500)))
+    assert all(browse.pair_story(store, item["pair_id"]) is None for item in asked)
+    for item in asked:
+        labels.vote(store, study_id=filled.study.id, pair_id=item["pair_id"], annotator_id=filled.ada.id, choice="first",
+                    left="first", milliseconds=1, client_key=f"vote{item['pair_id']}")  # fmt: skip
+    assert browse.labels(store, Filters(), 0, 500)[0] == 6
+    comparisons.complete(store, row.id)
+    assert hashes <= {p["hash"] for p in browse.pictures(store, Filters(), 0, 500)[1]}
+    assert browse.labels(store, Filters(), 0, 500)[0] == 8
+    assert browse.hidden(store) == (0, 0)
+
+
+def test_listing_pages_and_sentences(lab, store, filled):
+    plain = ("Pairs", "", filled.study.id, 0, "any", "any", "any", "any")
+    value, words, number, *_ = data.listed(lab, 7, *plain, None, None)
+    assert value["kind"] == "pairs" and len(value["items"]) == 6
+    assert (words, number) == ("6 pairs.", 0)  # a page past the end falls back to the last one
+    with pytest.raises(ValueError, match="first day lies after"):
+        data.listed(lab, 0, *plain, 2e9, 1e9)
+    head = data.overview(lab, filled.study.id)
+    assert "1 ties, 0 both bad, 0 skipped; 1 simulated" in head
+    assert "agreement with oneself" in head
+
+
+def task_for(store, job, stopping=False):
+    said = []
+    return SimpleNamespace(
+        store=store, job=job, folder=store.runs_dir / job.id, stopping=stopping, said=said,
+        say=lambda share, message: said.append((share, message)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("zip", 6), ("parquet", 4)])  # parquet: one row an answer
+def test_export_then_import_into_a_new_study(lab, store, filled, tmp_path, kind, rows):
+    job = queue.get(store, data_exchange.start_export(lab, filled.study.id, kind))
+    result = worker_data.run(task_for(store, job))
+    assert result["done"] == rows
+    exported = store.runs_dir / job.id / result["path"]
+    assert exported.stat().st_size == result["bytes"]
+    upload = tmp_path / f"../{'My data'}.{kind}"
+    upload.write_bytes(exported.read_bytes())
+    other = studies.create_study(store, "Other", salt="scenes")
+    job = queue.get(store, data_exchange.start_import(lab, str(upload), other.id))
+    waiting = store.cache_dir / "uploads" / job.config["upload"]
+    assert [file.name for file in waiting.iterdir()] == [f"My data.{kind}"]
+    result = worker_data.run(task_for(store, job))
+    assert (result["done"], sum(result["rejected"].values())) == (rows, 0)
+    assert result["labels"] > 0
+    assert not waiting.exists()
+    assert browse.pairs(store, Filters(study_id=other.id), 0, 50)[0] == rows
+
+
+def test_hostile_and_wrong_uploads(lab, store, filled, tmp_path):
+    with pytest.raises(ValueError, match="No file is chosen"):
+        data_exchange.start_import(lab, None, None)
+    wrong = tmp_path / "notes.txt"
+    wrong.write_text("hello")
+    with pytest.raises(ValueError, match=r"notes.txt is not a .zip or .parquet file"):
+        data_exchange.start_import(lab, str(wrong), None)
+    evil = tmp_path / "evil.zip"
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.writestr("../../outside.txt", "x")
+        line = '{"prompt": "p", "first": "../../etc/passwd", "second": "a.png", "choice": "first"}'
+        archive.writestr("pairs.jsonl", line + "\n{oops\n")
+    job = queue.get(store, data_exchange.start_import(lab, str(evil), None))
+    result = worker_data.run(task_for(store, job))
+    assert result["pairs"] == 0 and sum(result["rejected"].values()) == 2
+    assert not (tmp_path / "outside.txt").exists()
+    report = data_exchange._report(result)
+    assert "2 rejected" in report and "row 1" in report
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 nonsense")
+    job = queue.get(store, data_exchange.start_import(lab, str(broken), None))
+    with pytest.raises(ValueError):
+        worker_data.run(task_for(store, job))
+    assert not (store.cache_dir / "uploads" / job.config["upload"]).exists()
+    with pytest.raises(ValueError, match="choose the file again"):
+        worker_data.uploads(store, "../../etc")
+
+
+def test_stopped_import_keeps_its_upload(lab, store, filled):
+    job = queue.get(store, data_exchange.start_export(lab, filled.study.id, "zip"))
+    result = worker_data.run(task_for(store, job))
+    exported = store.runs_dir / job.id / result["path"]
+    job = queue.get(store, data_exchange.start_import(lab, str(exported), None))
+    with pytest.raises(Stopped):
+        worker_data.run(task_for(store, job, stopping=True))
+    assert (store.cache_dir / "uploads" / job.config["upload"]).exists()
+    assert worker_data.run(task_for(store, job))["finished"]
+
+
+def test_download_route(lab, store, filled):
+    from fastapi import FastAPI
+    from fastapi.testclient import TestClient
+
+    from app import data_routes
+
+    server = FastAPI()
+    server.include_router(data_routes.router(lab))
+    client = TestClient(server)
+    job_id = data_exchange.start_export(lab, filled.study.id, "zip")
+    assert client.get(f"/exports/{job_id}").status_code == 404  # not written yet
+    job = queue.claim(store, "data", "w")
+    queue.finish(store, job.id, "w", worker_data.run(task_for(store, job)))
+    answer = client.get(f"/exports/{job_id}")
+    assert answer.status_code == 200 and "Tastes.zip" in answer.headers["content-disposition"]
+    for name in ("nothing", "0" * 32, "..%2f..%2flab.sqlite"):
+        assert client.get(f"/exports/{name}").status_code == 404
+    assert "Download" in data_exchange.progress(lab)[0]
