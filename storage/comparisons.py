@@ -169,7 +169,8 @@ def next_comparison_pairs(
 
 
 def comparison_progress(store: Storage, comparison_id: int) -> dict:
-    """{state, votes, planned, pairs, skipped}: `votes` counts standing answers other than skip, up to the plan."""
+    """{state, votes, planned, pairs, skipped, left}: `votes` counts standing answers other than skip, up to the plan;
+    `left` the pairs that nobody has answered yet."""
     with store.reader() as session:
         row = _comparison(session, comparison_id)
         votes = session.execute(_VOTES, {"comparison": comparison_id}).mappings().all()
@@ -178,7 +179,7 @@ def comparison_progress(store: Storage, comparison_id: int) -> dict:
     planned = row.plan["votes"]
     return {
         "state": row.state, "votes": min(len(votes) - skipped, planned), "planned": planned, "pairs": made,
-        "skipped": skipped,
+        "skipped": skipped, "left": made - len({vote["pair_id"] for vote in votes}),
     }  # fmt: skip
 
 
@@ -191,7 +192,8 @@ def _counted(session: Session, row: Comparison) -> list[dict]:
 
 def complete(store: Storage, comparison_id: int) -> Comparison:
     """End the voting and bring out the verdict; from now on votes cannot be taken back, and the pairs join the label
-    queue. Raises LabelError before the planned number of votes unless the plan allows peeking."""
+    queue. Raises LabelError before the planned number of votes, unless the plan allows peeking or every pair has been
+    answered: skipped pairs must not keep a verdict back for ever."""
     with store.session() as session:
         row = _comparison(session, comparison_id)
         if row.state == "complete":
@@ -199,13 +201,19 @@ def complete(store: Storage, comparison_id: int) -> Comparison:
         if row.state != "voting":
             raise LabelError(f"This comparison is {row.state}; only a running one can be completed.")
         votes = _counted(session, row)
-        if len(votes) < row.plan["votes"] and not row.plan.get("peeking"):
+        if len(votes) < row.plan["votes"] and not row.plan.get("peeking") and _unanswered(session, row):
             raise LabelError(
                 f"{len(votes)} of {row.plan['votes']} planned votes are in; the verdict waits for all of them."
             )
         row.result = _result(votes)
         _close(session, row, "complete")
     return row
+
+
+def _unanswered(session: Session, row: Comparison) -> int:
+    """How many pairs nobody has answered, not even with a skip."""
+    answered = {vote["pair_id"] for vote in session.execute(_VOTES, {"comparison": row.id}).mappings()}
+    return len(session.execute(_MADE, {"comparison": row.id}).all()) - len(answered)
 
 
 def abandon(store: Storage, comparison_id: int) -> Comparison:
