@@ -42,3 +42,13 @@ def rendered(folder: Path, count: int, seed: int, processes: int = 2) -> np.ndar
         out.flush()
         part.rename(path)
     return np.load(path, mmap_mode="r")
+
+
+def object_weights(scene: Scene, side: int, extra: float) -> np.ndarray:
+    """Loss weights (side, side): 1, and 1 + extra around objects, scaled to mean 1."""
+    y, x = (np.mgrid[:side, :side] + 0.5) / side
+    weights = np.ones((side, side), np.float32)
+    for thing in scene.objects:
+        reach = 1.3 * thing.radius + 0.03
+        weights[(x - thing.x) ** 2 + (y - thing.y) ** 2 < reach**2] = 1 + extra
+    return weights / weights.mean()

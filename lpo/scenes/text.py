@@ -134,7 +134,7 @@ def train_text(
     state = load_state(out / "text.pt", {"encoder": encoder, "head": head, "optimiser": optimiser})
     step, spent = state.get("step", 0), state.get("seconds", 0.0)
     started = time.monotonic()
-    while not state.get("done"):
+    while spent < 60 * minutes:
         seconds = spent + time.monotonic() - started
         done = min(1.0, seconds / (60 * minutes))
         for group in optimiser.param_groups:
@@ -153,10 +153,10 @@ def train_text(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         step += 1
-        if step % 100 == 0 or done == 1:
+        if step % 50 == 0 or done == 1:
             log("text", step=step, seconds=seconds, loss=loss.item(), all_right=right.float().mean().item())
             parts = {"encoder": encoder, "head": head, "optimiser": optimiser}
-            save_state(out / "text.pt", parts, step=step, seconds=seconds, done=done == 1)
+            save_state(out / "text.pt", parts, step=step, seconds=seconds)
         if done == 1:
             break
     return encoder, head

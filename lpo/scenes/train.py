@@ -62,12 +62,13 @@ def main(argv: list[str] | None = None) -> None:
         latents = cached_latents(args.out, vae, pictures, args.device)
     if last >= 2:
         tokenizer = build_tokenizer(args.seed)
-        encoder, _ = train_text(args.out, tokenizer, args.text_minutes, args.device, log, args.seed)
+        encoder, head = train_text(args.out, tokenizer, args.text_minutes, args.device, log, args.seed)
     if last >= 3:
         train_unet(
             args.out,
             vae,
             encoder,
+            head,
             tokenizer,
             latents,
             args.unet_minutes,

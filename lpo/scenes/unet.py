@@ -19,13 +19,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lpo.scenes.dataset import scene_of
+from lpo.scenes.dataset import object_weights, scene_of
 from lpo.scenes.progress import Log, load_state, save_state
-from lpo.scenes.text import WIDTH, encode
-from lpo.scenes.world import Scene, train_caption
+from lpo.scenes.text import WIDTH, LayoutHead, encode, layout_targets
+from lpo.scenes.world import train_caption
 
-LEARNING_RATE, TEXT_RATE, BATCH, MIN_SNR, DROPOUT, EMA = 1e-3, 0.25, 24, 5.0, 0.1, 0.998
-OBJECT_WEIGHT = 2.0
+LEARNING_RATE, TEXT_RATE, BATCH, MIN_SNR, DROPOUT, EMA = 1e-3, 0.5, 24, 5.0, 0.1, 0.998
+OBJECT_WEIGHT, LAYOUT_WEIGHT = 2.0, 0.05
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -57,16 +57,6 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def object_weights(scene: Scene, side: int = 16) -> np.ndarray:
-    """Loss weights (side, side): 1, and 1 + OBJECT_WEIGHT around objects, scaled to mean 1."""
-    y, x = (np.mgrid[:side, :side] + 0.5) / side
-    weights = np.ones((side, side), np.float32)
-    for thing in scene.objects:
-        reach = 1.3 * thing.radius + 0.03
-        weights[(x - thing.x) ** 2 + (y - thing.y) ** 2 < reach**2] = 1 + OBJECT_WEIGHT
-    return weights / weights.mean()
-
-
 def rate(done: float, step: int) -> float:
     """Learning-rate factor at the fraction `done` of the time: warm-up, flat half, cosine to 1 %."""
     decay = 0.01 + 0.495 * (1 + math.cos(math.pi * max(0.0, (done - 0.45) / 0.55)))
@@ -83,6 +73,7 @@ def train_unet(
     out: Path,
     vae: AutoencoderKL,
     encoder: CLIPTextModel,
+    head: LayoutHead,
     tokenizer: CLIPTokenizer,
     latents: tuple[torch.Tensor, torch.Tensor],
     minutes: float,
@@ -106,14 +97,14 @@ def train_unet(
     pairs += [*zip(averages["text"].parameters(), encoder.parameters())]
     groups = [
         {"params": list(unet.parameters()), "scale": 1.0},
-        {"params": list(encoder.parameters()), "scale": TEXT_RATE},
+        {"params": [*encoder.parameters(), *head.parameters()], "scale": TEXT_RATE},
     ]
     optimiser = torch.optim.AdamW(groups, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    parts = {"unet": unet, "text": encoder, "ema_unet": averages["unet"], "ema_text": averages["text"], "opt": optimiser}
+    parts = {"unet": unet, "text": encoder, "head": head, "ema_unet": averages["unet"], "ema_text": averages["text"], "opt": optimiser}
     state = load_state(out / "unet.pt", parts)
     step, spent, pictures = state.get("step", 0), state.get("seconds", 0.0), state.get("pictures", 0)
     scenes = [scene_of(data_seed, i) for i in range(len(latents[0]))]
-    weights = torch.from_numpy(np.stack([object_weights(s) for s in scenes])).half()
+    weights = torch.from_numpy(np.stack([object_weights(s, 16, OBJECT_WEIGHT) for s in scenes])).half()
     factor = scaling_factor(*latents)
     vae.register_to_config(scaling_factor=factor)
     scheduler = build_scheduler()
@@ -134,23 +125,26 @@ def train_unet(
         t = torch.from_numpy((rng.permutation(batch) + rng.random(batch)) / batch * 1000).long().to(device)
         a = alphas[t][:, None, None, None]
         x_t = (a.sqrt() * x0 + (1 - a).sqrt() * epsilon).to(memory_format=torch.channels_last)
-        text = encoder(encode(tokenizer, captions, device)).last_hidden_state
-        error = (unet(x_t, t, text).sample - epsilon) ** 2
+        text = encoder(encode(tokenizer, captions, device))
+        error = (unet(x_t, t, text.last_hidden_state).sample - epsilon) ** 2
         snr = alphas[t] / (1 - alphas[t])
         per_picture = (error * weights[index].float().to(device)[:, None]).mean((1, 2, 3))
         loss = (per_picture * snr.clamp(max=MIN_SNR) / snr).mean()
+        told = [j for j, caption in enumerate(captions) if caption]
+        targets = [layout_targets(scenes[index[j]], captions[j]) for j in told]
+        layout, _ = head.loss(text.pooler_output[told], torch.tensor(targets, device=device))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + LAYOUT_WEIGHT * layout).backward()
         norm = torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 1.0)
         optimiser.step()
         step, pictures = step + 1, pictures + batch
         keep = min(EMA, (1 + step) / (10 + step))
         torch._foreach_lerp_([p.data for p, _ in pairs], [q.data for _, q in pairs], 1 - keep)
-        losses.append((loss.item(), error.mean().item()))
+        losses.append((loss.item(), error.mean().item(), layout.item()))
         if step % 100 == 0 or done == 1:
-            weighted, plain = np.mean(losses, 0)
+            weighted, plain, layout = np.mean(losses, 0)
             rates = {"lr": optimiser.param_groups[0]["lr"], "norm": float(norm)}
-            log("unet", step=step, pictures=pictures, seconds=seconds, loss=weighted, mse=plain, **rates)
+            log("unet", step=step, pictures=pictures, seconds=seconds, loss=weighted, mse=plain, layout=layout, **rates)
             losses = []
         if time.monotonic() - saved > 150 or done == 1:
             saved = time.monotonic()

@@ -16,9 +16,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
+from lpo.scenes.dataset import object_weights, scene_of
 from lpo.scenes.progress import Log, load_state, save_state
 
-LEARNING_RATE, BATCH, KL_WEIGHT = 2e-3, 32, 3e-4
+LEARNING_RATE, BATCH, KL_WEIGHT, OBJECT_WEIGHT = 2e-3, 16, 3e-4, 3.0
 
 
 def build_vae() -> AutoencoderKL:
@@ -38,16 +39,19 @@ def build_vae() -> AutoencoderKL:
 
 def to_tensor(pictures: np.ndarray, device: str) -> torch.Tensor:
     """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1], channels last."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def vae_loss(vae: AutoencoderKL, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """L1 + 0.5 L1 of the gradients (edges name shapes) + KL per latent element; x (B, 3, H, W) in [-1, 1]."""
+def vae_loss(vae: AutoencoderKL, x: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """L1 + 0.5 L1 of the gradients (edges name shapes) + KL per latent element.
+
+    x (B, 3, H, W) in [-1, 1]; weights (B, 1, H, W), mean 1: objects count more than sky.
+    """
     posterior = vae.encode(x).latent_dist
     y = vae.decode(posterior.sample()).sample.float()
-    pixels = F.l1_loss(y, x)
     error = y - x
-    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    pixels = (weights * error.abs()).mean()
+    edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (weights[..., 1:, :] * error.diff(dim=-2).abs()).mean()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
     psnr = -10 * math.log10(float(((error.detach() / 2) ** 2).mean()))
@@ -62,8 +66,9 @@ def train_vae(out: Path, pictures: np.ndarray, minutes: float, device: str, log:
     optimiser = torch.optim.AdamW(vae.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     state = load_state(out / "vae.pt", {"model": vae, "optimiser": optimiser})
     step, spent = state.get("step", 0), state.get("seconds", 0.0)
-    if state.get("done"):
+    if spent >= 60 * minutes:
         return vae.eval()
+    scenes = [scene_of(seed, i) for i in range(len(pictures))]
     started = saved = time.monotonic()
     while True:
         seconds = spent + time.monotonic() - started
@@ -75,7 +80,9 @@ def train_vae(out: Path, pictures: np.ndarray, minutes: float, device: str, log:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 200) * rate
         batch = np.sort(np.random.default_rng((seed, step)).integers(len(pictures), size=BATCH))
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            loss, report = vae_loss(vae, to_tensor(pictures[batch], device).to(memory_format=torch.channels_last))
+            x = to_tensor(pictures[batch], device).to(memory_format=torch.channels_last)
+            weights = np.stack([object_weights(scenes[i], 64, OBJECT_WEIGHT) for i in batch])[:, None]
+            loss, report = vae_loss(vae, x, torch.from_numpy(weights).to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -86,7 +93,7 @@ def train_vae(out: Path, pictures: np.ndarray, minutes: float, device: str, log:
         if time.monotonic() - saved > 60:
             saved = time.monotonic()
             save_state(out / "vae.pt", {"model": vae, "optimiser": optimiser}, step=step, seconds=seconds)
-    save_state(out / "vae.pt", {"model": vae, "optimiser": optimiser}, step=step, seconds=seconds, done=True)
+    save_state(out / "vae.pt", {"model": vae, "optimiser": optimiser}, step=step, seconds=seconds)
     return vae.eval()
 
 
