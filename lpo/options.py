@@ -99,6 +99,7 @@ def from_dict(cls: type, data: dict) -> Any:
     if not isinstance(data, dict):
         raise ConfigError(f"A {cls.__name__} must be a JSON object, not {type(data).__name__}.")
     data = dict(data)
+    data.pop("command", None)  # a run's config.json names it
     version = data.pop("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ConfigError(

@@ -6,13 +6,11 @@ wherever the run may be stopped in between; `state()` then says exactly where it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
+from lpo.config import LPOConfig, LRMConfig
 from lpo.run_dir import STOPPED, Run
 
 
@@ -20,19 +18,19 @@ class Trainer(Protocol):
     """What the loop needs. `step` counts finished steps; metrics hold at least "step" and "total"."""
 
     step: int
-    save_every: int
+    config: LRMConfig | LPOConfig
 
     def train(self) -> Iterator[dict | None]: ...
     def save(self, path: Path) -> None: ...  # a checkpoint that other programs can use
-    def state(self) -> dict: ...  # tensors and plain values, enough to go on bit for bit
-    def load_state(self, state: dict) -> None: ...
-    def result(self) -> dict: ...  # goes into result.json
+    def save_state(self, path: Path) -> None: ...  # one file, whole or not at all: enough to go on bit for bit
+    def load_state(self, path: Path) -> None: ...
+    def result(self) -> dict | None: ...  # goes into result.json; None if a stop was asked for meanwhile
 
 
 def run_training(trainer: Trainer, run: Run, resume: bool) -> int:
     """Train to the end (returns 0) or until a stop is asked for (returns STOPPED, the state saved)."""
     if resume and run.state_file.exists():
-        trainer.load_state(torch.load(run.state_file, map_location="cpu", weights_only=True))
+        trainer.load_state(run.state_file)
         run.log(f"resumed after step {trainer.step}")
     run.rewind(trainer.step)
     if run.stop_requested:
@@ -41,24 +39,25 @@ def run_training(trainer: Trainer, run: Run, resume: bool) -> int:
         if metrics is not None:
             row = run.record(metrics)
             run.log(summary(row))
-            if trainer.step % trainer.save_every == 0 and trainer.step < metrics["total"]:
+            if trainer.step % trainer.config.save_every == 0 and not run.stop_requested:
+                trainer.save_state(run.state_file)
                 trainer.save(run.checkpoint(trainer.step))
-                save_state(trainer, run)
         if run.stop_requested:
-            save_state(trainer, run)
-            run.log(f"stopped after step {trainer.step}; continue with --resume")
-            return STOPPED
+            return _stop(trainer, run)
+    trainer.save_state(run.state_file)
+    result = trainer.result()
+    if result is None:
+        return _stop(trainer, run)
     trainer.save(run.checkpoint("final"))
-    run.finish(trainer.result())
+    run.finish(result)
     run.log("finished")
     return 0
 
 
-def save_state(trainer: Trainer, run: Run) -> None:
-    """Whole or not at all, so that a kill while saving leaves the state before."""
-    partial = run.state_file.with_suffix(".partial")
-    torch.save(trainer.state(), partial)
-    os.replace(partial, run.state_file)
+def _stop(trainer: Trainer, run: Run) -> int:
+    trainer.save_state(run.state_file)
+    run.log(f"stopped after step {trainer.step}; continue with --resume")
+    return STOPPED
 
 
 def summary(row: dict) -> str:

@@ -78,6 +78,9 @@ class Backbone(Protocol):
         self, x_t: Tensor, prediction: Tensor, t: int | Tensor, prev_t: int | Tensor, eta: float
     ) -> tuple[Tensor, Tensor, Tensor]: ...  # x0, mean (B, C, H, W), std (B,)
     def step_std(self, t: int | Tensor, prev_t: int | Tensor, eta: float) -> Tensor: ...  # (B,), without a network call
+    def step_sensitivity(
+        self, t: int | Tensor, prev_t: int | Tensor, eta: float
+    ) -> Tensor: ...  # (B,), |d mean/d net|/std
     def features(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features: ...
     def fingerprint(self) -> dict: ...  # of the latent space, see lpo/backbones/latent_space.py
 
@@ -85,6 +88,7 @@ class Backbone(Protocol):
     def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None: ...
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]: ...
     def reference(self) -> AbstractContextManager[None]: ...  # inside: the policy without its trainable adapter
+    def enable_gradient_checkpointing(self) -> None: ...
     def save_adapter(self, path: Path) -> None: ...
 
 

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lpo.config import Adapter, ConfigError
 from lpo.rng import normal
@@ -119,4 +118,5 @@ class AdapterStack:
         state = get_peft_model_state_dict(self.net, adapter_name=TRAINABLE)
         layers = convert_state_dict_to_diffusers({k: v.detach().cpu().contiguous() for k, v in state.items()})
         path.mkdir(parents=True, exist_ok=True)
-        StableDiffusionPipeline.save_lora_weights(path, unet_lora_layers=layers, weight_name=WEIGHTS_NAME)
+        named = {f"{self.prefix}.{key}": value for key, value in layers.items()}
+        save_file(named, path / WEIGHTS_NAME, metadata={"format": "pt"})

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -98,6 +98,8 @@ class StableDiffusion:
         """From a diffusers folder, a hub id or a .safetensors file. Raises ConfigError with one sentence."""
         try:
             if os.path.isfile(source):
+                from diffusers import StableDiffusionPipeline
+
                 pipe = StableDiffusionPipeline.from_single_file(source, torch_dtype=dtype, safety_checker=None)
                 unet, vae, text_encoder, tokenizer = pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer
                 scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -203,6 +205,9 @@ class StableDiffusion:
 
     def reference(self) -> AbstractContextManager[None]:
         return self.adapters.reference()
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.unet.enable_gradient_checkpointing()
 
     def save_adapter(self, path: Path) -> None:
         self.adapters.save(path)

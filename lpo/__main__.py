@@ -1,0 +1,184 @@
+"""The command line: `python -m lpo sample | score | trace | train-lrm | train-lpo --help`; the app runs the same.
+
+Settings come from --preset, then --config FILE.json, then flags, each winning over the one before.
+Exit codes: 0 finished, 2 bad input (one sentence on stderr), 3 stopped on request and resumable with --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from lpo.config import CONFIGS, PRESETS, SOURCES, ConfigError, Policy, from_dict, to_dict
+
+_HELP = {
+    "sample": "draw pictures for every prompt and seed",
+    "score": "score latents with an LRM",
+    "trace": "sample one prompt, keep the trajectory, score it at every step",
+    "train-lrm": "train a latent reward model on preference pairs",
+    "train-lpo": "train a LoRA adapter that raises an LRM's reward",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with one sentence on bad input, like everything else here."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{message[0].upper()}{message[1:]}; see `{self.prog} --help`.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m lpo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for command, config_class in CONFIGS.items():
+        sub = commands.add_parser(
+            command, help=_HELP[command], description=_HELP[command], epilog=_preset_help(command),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.add_argument("--config", metavar="FILE.json", help="settings as a JSON object")
+        sub.add_argument(
+            "--preset", metavar="NAME", help=f"one of {', '.join(PRESETS[command])}; scenes if no --config"
+        )
+        sub.add_argument("--run-dir", metavar="DIR", help="folder for everything the command writes")
+        sub.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, with its own settings")
+        for field in dataclasses.fields(config_class):
+            _add_field(sub, field, typing.get_type_hints(config_class)[field.name])
+    score = commands.add_parser("score", help=_HELP["score"], description=_HELP["score"])
+    score.add_argument("--lrm", required=True, help="LRM folder of this program or of the official code, or 'scenes'")
+    score.add_argument("--base", help="base model of an official LRM folder: its tokenizer is needed")
+    score.add_argument("--latents", required=True, metavar="FILE.safetensors",
+                       help="tensors `latents` (N, C, H, W) and `timesteps` (N,)")  # fmt: skip
+    score.add_argument("--prompts", required=True, metavar="FILE.json", help="list of N prompts")
+    score.add_argument("--out", required=True, metavar="FILE.json", help='where {"scores": [...]} goes')
+    score.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    score.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    return parser
+
+
+def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+    text = field.metadata["help"].replace("%", "%%")
+    if field.metadata["choices"]:
+        text += f" ({', '.join(field.metadata['choices'])})"
+    if hint is Policy:
+        parser.add_argument("--base", dest="policy.base", help=f"{text}: 'scenes', a folder, .safetensors or hub id")
+        parser.add_argument("--adapters", dest="policy.adapters", nargs="*", metavar="PATH[@STRENGTH]",
+                            help="frozen adapters on top of the base")  # fmt: skip
+        return
+    many = typing.get_origin(hint) is tuple
+    text += f" [default: {field.default if field.default not in ('', ()) else 'none'}]"
+    names = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
+    parser.add_argument(*names, dest=field.name, nargs="*" if many else None, metavar="VALUE", help=text)
+
+
+def _preset_help(command: str) -> str:
+    lines = ["presets, each value with its source:"]
+    for name, values in PRESETS[command].items():
+        lines.append(f"  {name}")
+        lines += [
+            f"    {field} = {json.dumps(value)}   ({SOURCES[command][name][field]})" for field, value in values.items()
+        ]
+    return "\n".join(lines)
+
+
+def _parse(text: str, hint: Any, name: str) -> Any:
+    """A flag's text as the field's type; wrong text is left as it is and refused by the config's own checks."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if type(None) in options and text == "none":
+        return None
+    if bool in options:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    for kind in (int, float):
+        if kind in options:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return text
+
+
+def _adapter(text: str) -> dict:
+    path, at, strength = text.rpartition("@")
+    try:
+        return {"path": path, "strength": float(strength)} if at else {"path": text}
+    except ValueError:
+        return {"path": text}
+
+
+def read_settings(args: argparse.Namespace) -> Any:
+    """The config of the command: preset, then file, then flags. Raises ConfigError."""
+    config_class = CONFIGS[args.command]
+    hints = typing.get_type_hints(config_class)
+    settings: dict = {}
+    preset = args.preset or (None if args.config else "scenes")
+    if preset:
+        if preset not in PRESETS[args.command]:
+            known = ", ".join(PRESETS[args.command])
+            raise ConfigError(f"There is no preset {preset!r} for {args.command}; choose one of {known}.")
+        settings |= PRESETS[args.command][preset]
+    if args.config:
+        settings |= _read_json(args.config, dict)
+    given = vars(args)
+    for name, hint in hints.items():
+        value = given.get(name)
+        if value is not None:
+            inner = typing.get_args(hint)[0] if isinstance(value, list) else hint
+            settings[name] = (
+                [_parse(v, inner, name) for v in value] if isinstance(value, list) else _parse(value, hint, name)
+            )
+    if given.get("policy.base") is not None or given.get("policy.adapters") is not None:
+        policy = dict(settings.get("policy", {}))
+        if given["policy.base"] is not None:
+            policy["base"] = given["policy.base"]
+        if given["policy.adapters"] is not None:
+            policy["adapters"] = [_adapter(text) for text in given["policy.adapters"]]
+        settings["policy"] = policy
+    return from_dict(config_class, settings)
+
+
+def _read_json(path: str, kind: type) -> Any:
+    try:
+        data = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid JSON.") from error
+    if not isinstance(data, kind):
+        raise ConfigError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}.")
+    return data
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        args = build_parser().parse_args(argv)
+        if args.command is None:
+            build_parser().print_help()
+            return 0
+        return _run(args)
+    except ValueError as error:  # ConfigError and the other modules' sentences
+        if not str(error) or type(error) is ValueError:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    from lpo import commands  # torch and the Hugging Face stack: only once the arguments are known to be good
+
+    if args.command == "score":
+        return commands.score(args.lrm, args.base, args.latents, args.prompts, args.out, args.device, args.dtype)
+    if args.run_dir is None:
+        raise ConfigError(f"{args.command} needs --run-dir DIR, the folder for what it writes.")
+    if args.resume:
+        return commands.resume(args.command, args.run_dir)
+    config = read_settings(args)
+    return commands.start(args.command, config, args.run_dir, to_dict(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Latent preference optimisation: sample, score, select, loss, step. `for metrics in trainer.train(): ...`
+
+Round by round a few prompts are sampled with the current policy; at every step the LRM picks the best and the worst of
+K siblings; a LoRA is trained to make the best likelier than the reference does. Every metric is explained in
+docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lpo import rng
+from lpo.backbones import Conditioning, load_policy
+from lpo.backbones.latent_space import require_same
+from lpo.config import ConfigError, LPOConfig, to_dict
+from lpo.diffusion import log_prob
+from lpo.evaluation import HeldOut
+from lpo.losses import lpo_loss
+from lpo.lrm_files import latent_space
+from lpo.prompts import read_prompts
+from lpo.reward_model import LatentRewardModel
+from lpo.rollout import Pair, plan, rollout
+from lpo.run_dir import Run, write_json
+
+FEW, MANY = 0.05, 0.9  # kept fractions outside this range deserve a warning
+
+
+class LPOTrainer:
+    """Holds the policy, its trainable adapter, the LRM and the place in the run. Protocol: lpo/training.py."""
+
+    def __init__(self, config: LPOConfig, run: Run):
+        self.config, self.run = config, run
+        self.prompts = read_prompts(config.prompts)
+        heldout = read_prompts(config.eval_prompts) if config.eval_prompts else []
+        shared = {p.casefold() for p in self.prompts} & {p.casefold() for p in heldout}
+        if shared:
+            raise ConfigError(f"{len(shared)} prompts, such as {min(shared)!r}, are both trained on and held out.")
+        self.policy = load_policy(config.policy, config.device, config.dtype)
+        self.policy.latent_shape(config.height, config.width)  # refuses a size that does not fit
+        self.lrm = LatentRewardModel.from_pretrained(
+            config.lrm, base=config.policy.base, device=config.device, dtype=config.dtype
+        )
+        space = latent_space(self.lrm, config.policy.base)
+        require_same(
+            space,
+            self.policy.fingerprint(),
+            config.lrm,
+            config.policy.base,
+            allow_mismatch=config.allow_latent_mismatch,
+        )
+        self.policy.add_trainable_adapter(config.lora_rank, config.lora_targets, config.seed)
+        if config.gradient_checkpointing:
+            self.policy.enable_gradient_checkpointing()
+        self.weights = self.policy.trainable_parameters()
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=config.lr, weight_decay=config.weight_decay)
+        self.plan = plan(self.policy, config)
+        if not any(branched for _, _, branched, _ in self.plan.steps):
+            raise ConfigError(
+                f"No step between t_min {config.t_min} and t_max {config.t_max} has noise: there is nothing to compare."
+            )
+        self.step_weights = self._step_weights()
+        self.heldout = HeldOut(self.policy, self.lrm, heldout, config)
+        self.step = 0  # finished iterations
+        self.updates = 0  # optimiser steps
+        self.pending: list[Pair] | None = (
+            None  # the iteration's kept pairs, in training order, once it has been sampled
+        )
+        self.trained = 0  # how many of them have been
+        self.sums: dict = {}  # what the iteration's metrics are made from
+        self.last: dict = {}
+
+    def train(self) -> Iterator[dict | None]:
+        """Yields the metrics of each iteration, and None wherever a stop loses nothing."""
+        config = self.config
+        if self.step == 0 and self.pending is None and not self.heldout.reference:
+            yield from self.heldout.measure_reference()
+        while self.step < config.iterations:
+            prompts, conditioning = self._iteration_prompts()
+            if self.pending is None:
+                yield from self._sample(prompts, conditioning)
+            while self.trained < len(self.pending):
+                batch = self.pending[self.trained : self.trained + config.train_batch_size]
+                self._update(batch, conditioning)
+                self.trained += len(batch)
+                if self.trained < len(self.pending):
+                    yield None
+            metrics = self._iteration_metrics()
+            if (self.step + 1) % config.eval_every == 0 or self.step + 1 == config.iterations:
+                yield from self.heldout.measure(self.run.samples / f"step_{self.step + 1:06d}")
+                metrics |= self.heldout.result()
+            self.step, self.pending, self.trained, self.sums = self.step + 1, None, 0, {}
+            self.last = metrics
+            yield metrics
+
+    def _iteration_prompts(self) -> tuple[list[str], Conditioning]:
+        """The prompts of this iteration: a new keyed order every epoch, taken through without a gap."""
+        count, n = self.config.prompts_per_iteration, len(self.prompts)
+        places = [divmod(self.step * count + i, n) for i in range(count)]
+        orders = {epoch: rng.permutation(n, self.config.seed, "prompts", epoch) for epoch, _ in places}
+        prompts = [self.prompts[orders[epoch][place]] for epoch, place in places]
+        return prompts, self.policy.encode_prompts(prompts)
+
+    def _sample(self, prompts: Sequence[str], conditioning: Conditioning) -> Iterator[None]:
+        """Sample, score, select. Leaves the kept pairs in `pending`, shuffled. Redone from the start after a stop:
+        the keys give the same again, for the policy has not moved."""
+        kept: list[Pair] = []
+        counts: dict[int, tuple[int, int]] = {}
+        rewards, gaps = [], []
+        for branching in rollout(self.policy, self.lrm, prompts, conditioning, self.config, self.step, self.plan):
+            yield None
+            if branching is not None:
+                kept += branching.pairs
+                counts[branching.t] = (len(branching.pairs), len(prompts))
+                rewards.append(branching.scores.mean())
+                gaps.append(branching.gap.mean())
+        order = rng.permutation(len(kept), self.config.seed, "pairs", self.step)
+        self.pending, self.trained = [kept[i] for i in order], 0
+        self.sums = {
+            "kept": counts,
+            "reward": float(torch.stack(rewards).mean()),
+            "gap": float(torch.stack(gaps).mean()),
+            "updates": [],
+            "drift": [],
+        }
+
+    def _update(self, batch: Sequence[Pair], conditioning: Conditioning) -> None:
+        """One optimiser step on B pairs. Winner and loser share one policy and one reference forward of their x_t."""
+        config, device = self.config, self.policy.device
+        x_t = torch.stack([p.x_t for p in batch]).to(device)  # (B, C, H, W)
+        winner = torch.stack([p.winner for p in batch]).to(device)
+        loser = torch.stack([p.loser for p in batch]).to(device)
+        t = torch.tensor([p.t for p in batch], device=device)  # (B,)
+        prev_t = torch.tensor([p.prev_t for p in batch], device=device)
+        rows = conditioning.rows([p.row for p in batch])
+
+        with torch.no_grad(), self.policy.reference():
+            reference = self.policy.predict(x_t, t, rows, config.guidance_scale)
+            _, mean_reference, std = self.policy.transition(x_t, reference, t, prev_t, config.eta)
+        prediction = self.policy.predict(x_t, t, rows, config.guidance_scale)
+        _, mean, _ = self.policy.transition(x_t, prediction, t, prev_t, config.eta)
+        log_ratio_winner = log_prob(winner, mean, std) - log_prob(winner, mean_reference, std)
+        log_ratio_loser = log_prob(loser, mean, std) - log_prob(loser, mean_reference, std)
+        beta = config.beta * (x_t[0].numel() if config.beta_unit == "nat" else 1)
+        terms = lpo_loss(log_ratio_winner, log_ratio_loser, beta, config.clamp)
+        weights = torch.tensor([self.step_weights[p.t] for p in batch], device=device)
+        loss = (terms.loss * weights).mean()
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        bound = config.max_grad_norm or math.inf  # an infinite bound measures only
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), bound))
+        if not math.isfinite(float(loss.detach())) or not math.isfinite(grad_norm):
+            raise ConfigError(f"The loss is not finite in iteration {self.step + 1}: lower lr, or use float32.")
+        self.updates += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * min(1.0, self.updates / max(config.lr_warmup_steps, 1))
+        self.optimizer.step()
+
+        drift = (mean.detach() - mean_reference).pow(2).mean(dim=(1, 2, 3)).sqrt() / std
+        margin = log_ratio_winner.detach() - log_ratio_loser.detach()
+        clamped = torch.cat([terms.clamped_winner, terms.clamped_loser]).float()
+        n = len(batch)
+        self.sums["updates"].append(
+            {
+                "pairs": n,
+                "loss": float(loss.detach()),
+                "margin": float(terms.margin.detach().mean()),
+                # A fresh adapter has margin 0 everywhere: half right.
+                "implicit_accuracy": float((margin > 0).float().mean() + 0.5 * (margin == 0).float().mean()),
+                "clamp_fraction": float(clamped.mean()),
+                "grad_norm": grad_norm,
+            }
+        )
+        self.sums["drift"] += [[p.t, float(d)] for p, d in zip(batch, drift, strict=True)]
+
+    def _iteration_metrics(self) -> dict:
+        """The iteration's metrics: means over its kept pairs. Without kept pairs only the sampling half."""
+        sums, counts = self.sums, self.sums["kept"]
+        seen, kept = sum(n for _, n in counts.values()), sum(k for k, _ in counts.values())
+        metrics: dict = {"step": self.step + 1, "total": self.config.iterations, "pairs": kept}
+        updates, total = sums["updates"], sum(u["pairs"] for u in sums["updates"])
+        for name in ("loss", "margin", "implicit_accuracy", "clamp_fraction", "grad_norm") if updates else ():
+            metrics[name] = sum(u[name] * u["pairs"] for u in updates) / total
+        metrics |= {"reward": sums["reward"], "gap": sums["gap"], "kept_fraction": kept / seen}
+        if sums["drift"]:
+            metrics["drift"] = math.sqrt(sum(d * d for _, d in sums["drift"]) / len(sums["drift"]))
+        metrics["kept_by_t"] = {str(t): k / n for t, (k, n) in counts.items()}
+        by_t = defaultdict(list)
+        for t, d in sums["drift"]:
+            by_t[t].append(d)
+        metrics["drift_by_t"] = {str(t): math.sqrt(sum(d * d for d in ds) / len(ds)) for t, ds in sorted(by_t.items())}
+        if not FEW <= kept / seen <= MANY:
+            advice = "lower the thresholds" if kept / seen < FEW else "raise the thresholds"
+            metrics["warning"] = f"{kept} of {seen} pairs were kept: {advice}, or check the LRM's temperature."
+            self.run.log(f"warning: {metrics['warning']}")
+        return metrics
+
+    def _step_weights(self) -> dict[int, float]:
+        """Loss weight of every branched step: 1, or for 'equal' the inverse of its gradient weight, with mean 1."""
+        steps = [(t, prev_t) for t, prev_t, branched, _ in self.plan.steps if branched]
+        if self.config.timestep_weighting == "none":
+            return {t: 1.0 for t, _ in steps}
+        inverse = {t: 1 / float(self.policy.step_sensitivity(t, prev_t, self.config.eta)) for t, prev_t in steps}
+        mean = sum(inverse.values()) / len(inverse)
+        return {t: weight / mean for t, weight in inverse.items()}
+
+    def save(self, path: Path) -> None:
+        """A checkpoint: the adapter in diffusers layout, and adapter.json with where it comes from."""
+        self.policy.save_adapter(path)
+        config = to_dict(self.config)
+        numbers = {k: v for k, v in self.last.items() if isinstance(v, (int, float))}
+        write_json(
+            path / "adapter.json",
+            {
+                "format_version": 1,
+                "base": self.config.policy.base,
+                "adapters": config["policy"]["adapters"],  # frozen ones it was trained on top of
+                "rank": self.config.lora_rank,
+                "step": self.step,
+                "fingerprint": self.policy.fingerprint(),
+                "config": config,
+                "metrics": numbers,
+            },
+        )
+
+    def result(self) -> dict:
+        return {"step": self.step, "updates": self.updates, "metrics": self.last}
+
+    # Stop and resume
+    def save_state(self, path: Path) -> None:
+        """Everything that --resume needs, whole or not at all; kept pairs not yet trained included."""
+        pending = None
+        if self.pending is not None:
+            pending = [
+                {**vars(p), **{k: getattr(p, k).cpu() for k in ("x_t", "winner", "loser")}} for p in self.pending
+            ]
+        state = {
+            "step": self.step,
+            "updates": self.updates,
+            "weights": {name: w.detach().cpu() for name, w in self.weights.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "pending": pending,
+            "trained": self.trained,
+            "sums": self.sums,
+            "last": self.last,
+            "reference": self.heldout.reference,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def load_state(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.updates, self.trained = state["step"], state["updates"], state["trained"]
+        self.sums, self.last, self.heldout.reference = state["sums"], state["last"], state["reference"]
+        if state["pending"] is not None:
+            self.pending = [Pair(**{k: _to(v, self.policy.device) for k, v in p.items()}) for p in state["pending"]]
+
+
+def _to(value: Tensor | int, device: torch.device) -> Tensor | int:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def read_adapter(path: str | Path) -> dict:
+    """adapter.json of a checkpoint. Raises ConfigError if it is missing."""
+    file = Path(path).expanduser() / "adapter.json"
+    if not file.is_file():
+        raise ConfigError(f"{path} is not a checkpoint of this program (no adapter.json).")
+    return json.loads(file.read_text())
