@@ -3,8 +3,10 @@
 import importlib
 
 import gradio as gr
+import segno
 
 from app.lab import Lab
+from app.security import is_loopback
 
 TABS = (("Label", "label"), ("Curves", "curves"), ("Train", "train"), ("Compare", "compare"), ("Data", "data"))
 
@@ -19,6 +21,9 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; padding: 0 !important; }
 .gradio-container > .main { padding: 4px 20px 16px !important; max-width: none !important; }
 footer { display: none !important; }
+.form-row .block { justify-content: flex-end; }
+.dense { gap: 8px !important; }
+.dense .tabitem { padding: 6px 0 0 !important; }
 """
 
 
@@ -32,4 +37,17 @@ def build_ui(lab: Lab) -> gr.Blocks:
                         importlib.import_module(f"app.tabs.{tab_id}").build(lab)
                     except Exception as error:  # noqa: BLE001
                         gr.Markdown(f"{name} is being built: {error}")
+        phone(lab)
     return blocks
+
+
+def phone(lab: Lab) -> None:
+    """The link and its QR code for a phone in the same network; nothing where only this machine is served."""
+    if is_loopback(lab.settings.host):
+        return
+    code = segno.make(lab.url(), micro=False).svg_inline(scale=5, border=2)
+    with gr.Accordion("On a phone", open=False):
+        gr.HTML(
+            f'<div id="phone" style="text-align:center"><div style="background:#fff;display:inline-block">{code}</div>'
+            f'<p><a href="{lab.url()}">{lab.url()}</a> in the same network; it asks for the password once.</p></div>'
+        )

@@ -12,8 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import storage
+from storage import labels, media
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM_ARGS = [
@@ -40,6 +42,35 @@ def lab(store):
     from app.lab import Lab, Settings
 
     return Lab(store, Settings(data_dir=store.data_dir, workers=False))
+
+
+@pytest.fixture
+def labelled_study(lab):
+    """The default study with one label in each split."""
+    study = lab.current_study()
+    who = labels.annotator(lab.store, "Ada")
+    for split in ("train", "heldout"):
+        texts = (f"a {size} red circle" for size in range(100))
+        text = next(t for t in texts if labels.split_of(t, study.salt) == split)
+        prompt = labels.add_prompts(lab.store, study.id, [text])[0]
+        pictures = [
+            media.add_picture(
+                lab.store, Image.new("RGB", (8, 8), (shade, 0, len(text))), prompt_id=prompt.id, provenance={}
+            )
+            for shade in (10, 200)
+        ]
+        pair = labels.add_pair(lab.store, study.id, prompt.id, *(p.id for p in pictures), origin="form")
+        labels.vote(
+            lab.store,
+            study_id=study.id,
+            pair_id=pair.id,
+            annotator_id=who.id,
+            choice="first",
+            left="first",
+            milliseconds=900,
+            client_key=f"key {split}",
+        )
+    return study
 
 
 def free_port() -> int:

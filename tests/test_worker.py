@@ -14,11 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, wait_for
-from PIL import Image
 
 from app import jobs, worker_device
 from lpo.config import ConfigError, LRMConfig, to_dict
-from storage import checkpoints, labels, media
+from storage import checkpoints
 from storage import jobs as queue
 
 WORKER = [sys.executable, str(ROOT / "tests" / "fakes" / "worker.py")]
@@ -43,35 +42,6 @@ def workers(store):
             process.kill()
 
 
-@pytest.fixture
-def study(lab):
-    """The default study with one label in each split."""
-    study = lab.current_study()
-    who = labels.annotator(lab.store, "Ada")
-    for split in ("train", "heldout"):
-        texts = (f"a {size} red circle" for size in range(100))
-        text = next(t for t in texts if labels.split_of(t, study.salt) == split)
-        prompt = labels.add_prompts(lab.store, study.id, [text])[0]
-        pictures = [
-            media.add_picture(
-                lab.store, Image.new("RGB", (8, 8), (shade, 0, len(text))), prompt_id=prompt.id, provenance={}
-            )
-            for shade in (10, 200)
-        ]
-        pair = labels.add_pair(lab.store, study.id, prompt.id, *(p.id for p in pictures), origin="form")
-        labels.vote(
-            lab.store,
-            study_id=study.id,
-            pair_id=pair.id,
-            annotator_id=who.id,
-            choice="first",
-            left="first",
-            milliseconds=900,
-            client_key=f"key {split}",
-        )
-    return study
-
-
 def submit(lab, study, steps: int = 10, lr: float = 1e-3) -> str:
     return jobs.submit(lab, "train-lrm", to_dict(LRMConfig(steps=steps, lr=lr)), study.id)
 
@@ -85,8 +55,8 @@ def until(lab, job_id: str, *states: str) -> dict:
     return jobs.describe(lab, job_id)
 
 
-def test_a_training_runs_and_its_checkpoints_can_be_chosen(lab, study, workers):
-    job_id = submit(lab, study)
+def test_a_training_runs_and_its_checkpoints_can_be_chosen(lab, labelled_study, workers):
+    job_id = submit(lab, labelled_study)
     workers()
     job = until(lab, job_id, "done")
     assert job["progress"] == 1.0 and job["result"]["steps"] == 10 and len(job["metrics"]) == 10
@@ -98,8 +68,8 @@ def test_a_training_runs_and_its_checkpoints_can_be_chosen(lab, study, workers):
     assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
 
 
-def test_two_trainings_never_run_at_once(lab, study, workers):
-    first, second = submit(lab, study, steps=60), submit(lab, study, steps=5)
+def test_two_trainings_never_run_at_once(lab, labelled_study, workers):
+    first, second = submit(lab, labelled_study, steps=60), submit(lab, labelled_study, steps=5)
     workers(), workers()
     until(lab, first, "running")
     for _ in range(10):
@@ -108,8 +78,8 @@ def test_two_trainings_never_run_at_once(lab, study, workers):
     assert until(lab, second, "done")["started_at"] >= until(lab, first, "done")["finished_at"]
 
 
-def test_stop_saves_and_resume_goes_on(lab, study, workers):
-    job_id = submit(lab, study, steps=300)
+def test_stop_saves_and_resume_goes_on(lab, labelled_study, workers):
+    job_id = submit(lab, labelled_study, steps=300)
     workers()
     wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
     jobs.stop(lab, job_id)
@@ -120,9 +90,9 @@ def test_stop_saves_and_resume_goes_on(lab, study, workers):
     assert [row["step"] for row in job["metrics"]] == list(range(1, 301))
 
 
-def test_a_killed_worker_loses_nothing(lab, study, workers):
+def test_a_killed_worker_loses_nothing(lab, labelled_study, workers):
     """The child goes on without its worker, and the next worker watches it to the end: it was started once only."""
-    job_id = submit(lab, study, steps=150)
+    job_id = submit(lab, labelled_study, steps=150)
     worker = workers()
     wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
     worker.kill()
@@ -134,9 +104,9 @@ def test_a_killed_worker_loses_nothing(lab, study, workers):
     assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
 
 
-def test_a_child_that_was_not_yet_written_down_is_found(lab, study, workers):
+def test_a_child_that_was_not_yet_written_down_is_found(lab, labelled_study, workers):
     """The worker may die between starting the child and recording its pid."""
-    job_id = submit(lab, study, steps=150)
+    job_id = submit(lab, labelled_study, steps=150)
     worker = workers()
     wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
     worker.kill()
@@ -148,9 +118,9 @@ def test_a_child_that_was_not_yet_written_down_is_found(lab, study, workers):
     assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
 
 
-def test_worker_and_child_killed_together_resume(lab, study, workers):
+def test_worker_and_child_killed_together_resume(lab, labelled_study, workers):
     """As on a power cut: the job is queued again and goes on from what the run folder holds."""
-    job_id = submit(lab, study, steps=100)
+    job_id = submit(lab, labelled_study, steps=100)
     worker = workers()
     wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
     worker.kill()
@@ -160,8 +130,8 @@ def test_worker_and_child_killed_together_resume(lab, study, workers):
     assert len((Path(until(lab, job_id, "done")["run_dir"]) / "starts.txt").read_text().split()) == 2
 
 
-def test_sigterm_to_the_worker_stops_the_job_resumably(lab, study, workers):
-    job_id = submit(lab, study, steps=500)
+def test_sigterm_to_the_worker_stops_the_job_resumably(lab, labelled_study, workers):
+    job_id = submit(lab, labelled_study, steps=500)
     worker = workers()
     wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
     child = psutil.Process(queue.get(lab.store, job_id).pid)
@@ -171,9 +141,9 @@ def test_sigterm_to_the_worker_stops_the_job_resumably(lab, study, workers):
     assert (job["state"], job["resumable"]) == ("stopped", True) and "lab closed" in job["message"]
 
 
-def test_a_worker_whose_launch_is_gone_ends_after_its_job(lab, study, tmp_path):
+def test_a_worker_whose_launch_is_gone_ends_after_its_job(lab, labelled_study, tmp_path):
     """Started by a process that dies at once: the job in hand is finished, the next one is left alone."""
-    first, second = submit(lab, study, steps=60), submit(lab, study, steps=5)
+    first, second = submit(lab, labelled_study, steps=60), submit(lab, labelled_study, steps=5)
     starter = (
         "import os, subprocess, sys, time\n"
         f"subprocess.Popen({WORKER!r} + ['--lane', 'training', '--data-dir', {str(lab.store.data_dir)!r},"
@@ -197,15 +167,15 @@ def test_a_worker_whose_launch_is_gone_ends_after_its_job(lab, study, tmp_path):
         (0.25, "The training ended with exit code 1 (its last words: out of luck); see its log."),
     ],
 )
-def test_a_failed_training_says_why_in_one_sentence(lab, study, workers, lr, sentence):
-    job_id = submit(lab, study, lr=lr)
+def test_a_failed_training_says_why_in_one_sentence(lab, labelled_study, workers, lr, sentence):
+    job_id = submit(lab, labelled_study, lr=lr)
     workers()
     job = until(lab, job_id, "failed")
     assert job["error"] == sentence and job["resumable"]
 
 
-def test_a_killed_child_is_called_memory(lab, study, workers):
-    job_id = submit(lab, study, steps=500)
+def test_a_killed_child_is_called_memory(lab, labelled_study, workers):
+    job_id = submit(lab, labelled_study, steps=500)
     workers()
     wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
     os.kill(queue.get(lab.store, job_id).pid, signal.SIGKILL)
@@ -218,9 +188,9 @@ def test_no_labels_is_a_sentence(lab, workers):
     assert until(lab, job_id, "failed")["error"].startswith("There is no label to train on yet;")
 
 
-def test_an_absurd_setting_never_becomes_a_job(lab, study):
+def test_an_absurd_setting_never_becomes_a_job(lab):
     with pytest.raises(ConfigError, match="steps is 0"):
-        jobs.submit(lab, "train-lrm", {"steps": 0}, study.id)
+        jobs.submit(lab, "train-lrm", {"steps": 0})
     assert jobs.list_jobs(lab) == []
 
 
