@@ -251,7 +251,7 @@ def warning(lab: Lab, row: Comparison, result: WinRate) -> str:
         if older:
             saved = ", ".join(str(each.step) for each in reversed(older))
             return (
-                f"{policy_name(lab, policy)} does not clearly win. A reward model can be over-optimised: its score still "
+                f"{policy_name(lab, policy)} does not clearly win. A reward model can be over-optimised: its score "
                 f"rises while people like the pictures less. Earlier checkpoints of the run were saved at step {saved}."
             )
     return ""

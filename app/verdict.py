@@ -5,11 +5,13 @@ from html import escape
 from app.statistics import WinRate, percent
 
 STYLE = """
-.vd { font-size: 13px; color: var(--body-text-color); max-width: 860px; }
-.vd-names { display: flex; justify-content: space-between; gap: 16px; font-weight: 600; font-size: 15px; margin-bottom: 4px; }
+.vd { font-size: 13px; color: var(--body-text-color); display: grid; gap: 8px 36px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
+.vd-names { display: flex; justify-content: space-between; gap: 16px; font-weight: 600; font-size: 15px;
+  margin-bottom: 4px; }
 .vd-bar { display: flex; height: 34px; border-radius: 6px; overflow: hidden; gap: 2px; }
-.vd-bar span { display: flex; align-items: center; justify-content: center; min-width: 0; overflow: hidden; white-space: nowrap;
-  font-size: 13px; }
+.vd-bar span { display: flex; align-items: center; justify-content: center; min-width: 0; overflow: hidden;
+  white-space: nowrap; font-size: 13px; }
 .vd-a { background: #4f46e5; color: #fff; }
 .vd-t { background: #cbd5e1; color: #334155; }
 .vd-b { background: #ea580c; color: #fff; }
@@ -20,7 +22,7 @@ STYLE = """
 .vd svg .vd-span { stroke: var(--body-text-color); stroke-width: 3; stroke-linecap: round; }
 .vd svg .vd-dot { fill: var(--body-text-color); }
 .vd svg .vd-value { fill: var(--body-text-color); font-weight: 600; }
-.vd-words { font-size: 15px; line-height: 1.45; margin: 6px 0 2px; }
+.vd-words { font-size: 15px; line-height: 1.45; margin: 0 0 4px; }
 .vd-small { color: var(--body-text-color-subdued); font-size: 12px; line-height: 1.45; }
 """
 
@@ -28,18 +30,22 @@ STYLE = """
 def picture(result: WinRate, a: str, b: str, words: str, remarks: list[str]) -> str:
     """Escaped HTML: the bar (A left, B right), the interval of A's share below it, the words, then the remarks."""
     ties = result.ties + result.both_bad
-    parts = (("a", result.wins, "wins"), ("t", ties, "ties"), ("b", result.losses, "wins"))
+    parts = (("a", result.wins, "win"), ("t", ties, "tie"), ("b", result.losses, "win"))
     bar = "".join(
-        f'<span class="vd-{name}" style="flex:{count}" title="{count} {word}">{count} {word}</span>'
+        f'<span class="vd-{name}" style="flex:{count}" title="{_many(count, word)}">{_many(count, word)}</span>'
         for name, count, word in parts
         if count
     )
     small = "".join(f'<div class="vd-small">{escape(remark)}</div>' for remark in remarks if remark)
     return (
-        f'<div class="vd"><div class="vd-names"><span>{escape(a)}</span><span>{escape(b)}</span></div>'
-        f'<div class="vd-bar" role="img" aria-label="{result.wins} wins, {ties} ties, {result.losses} losses">{bar}</div>'
-        f'{_scale(result, a)}<div class="vd-words">{escape(words)}</div>{small}</div>'
+        f'<div class="vd"><div><div class="vd-names"><span>{escape(a)}</span><span>{escape(b)}</span></div>'
+        f'<div class="vd-bar" role="img" aria-label="{result.wins} to {result.losses}, {ties} ties">{bar}</div>'
+        f'{_scale(result, a)}</div><div><div class="vd-words">{escape(words)}</div>{small}</div></div>'
     )
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _scale(result: WinRate, a: str) -> str:

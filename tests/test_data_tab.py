@@ -45,8 +45,16 @@ def filled(store):
     ada = studies.annotator(store, "Ada")
     robot = studies.annotator(store, "robot", kind="simulated")
     for i, (who, choice) in enumerate([(ada, "first"), (ada, "tie"), (ada, "second"), (ada, "skip"), (robot, "first")]):
-        labels.vote(store, study_id=study.id, pair_id=pairs[i].id, annotator_id=who.id, choice=choice, left="first",
-                    milliseconds=1500, client_key=f"key{i}")  # fmt: skip
+        labels.vote(
+            store,
+            study_id=study.id,
+            pair_id=pairs[i].id,
+            annotator_id=who.id,
+            choice=choice,
+            left="first",
+            milliseconds=1500,
+            client_key=f"key{i}",
+        )
     labels.undo(store, study.id, ada.id, "undo")  # takes back the skip
     return SimpleNamespace(study=study, pairs=pairs, ada=ada, robot=robot, red=red, blue=blue)
 
@@ -104,11 +112,20 @@ def test_story_shows_history_and_escapes(store, filled):
 
 def test_blind_pictures_stay_hidden_everywhere(store, filled):
     """Until the verdict neither pictures nor pairs of a comparison appear, nor an old picture with the same file."""
-    row = comparisons.create_comparison(store, filled.study.id, {"base": "scenes"}, {"base": "x"}, prompts=["a blue star"],
-                                        seeds=[1, 2], votes=2)  # fmt: skip
+    row = comparisons.create_comparison(
+        store, filled.study.id, {"base": "scenes"}, {"base": "x"}, prompts=["a blue star"], seeds=[1, 2], votes=2
+    )
     for seed, known in ((1, 0), (2, 500)):
-        comparisons.add_comparison_pair(store, row.id, "a blue star", seed, picture(known), picture(600 + seed),
-                                        {**PROVENANCE, "seed": seed}, {**PROVENANCE, "seed": seed})  # fmt: skip
+        comparisons.add_comparison_pair(
+            store,
+            row.id,
+            "a blue star",
+            seed,
+            picture(known),
+            picture(600 + seed),
+            {**PROVENANCE, "seed": seed},
+            {**PROVENANCE, "seed": seed},
+        )
     comparisons.start_voting(store, row.id)
     asked = comparisons.next_comparison_pairs(store, row.id, filled.ada.id, 2)
     hashes = {item[side] for item in asked for side in ("first", "second")}
@@ -120,8 +137,16 @@ def test_blind_pictures_stay_hidden_everywhere(store, filled):
     assert not {item["pair_id"] for item in asked} & set(ids(browse.pairs(store, Filters(), 0, 500)))
     assert all(browse.pair_story(store, item["pair_id"]) is None for item in asked)
     for item in asked:
-        labels.vote(store, study_id=filled.study.id, pair_id=item["pair_id"], annotator_id=filled.ada.id, choice="first",
-                    left="first", milliseconds=1, client_key=f"vote{item['pair_id']}")  # fmt: skip
+        labels.vote(
+            store,
+            study_id=filled.study.id,
+            pair_id=item["pair_id"],
+            annotator_id=filled.ada.id,
+            choice="first",
+            left="first",
+            milliseconds=1,
+            client_key=f"vote{item['pair_id']}",
+        )
     assert browse.labels(store, Filters(), 0, 500)[0] == 6
     comparisons.complete(store, row.id)
     assert hashes <= {p["hash"] for p in browse.pictures(store, Filters(), 0, 500)[1]}
@@ -144,9 +169,13 @@ def test_listing_pages_and_sentences(lab, store, filled):
 def task_for(store, job, stopping=False):
     said = []
     return SimpleNamespace(
-        store=store, job=job, folder=store.runs_dir / job.id, stopping=stopping, said=said,
+        store=store,
+        job=job,
+        folder=store.runs_dir / job.id,
+        stopping=stopping,
+        said=said,
         say=lambda share, message: said.append((share, message)),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("zip", 6), ("parquet", 4)])  # parquet: one row an answer

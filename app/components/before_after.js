@@ -2,6 +2,7 @@
 const root = element.querySelector('.ba');
 const find = (name) => root.querySelector(`.ba-${name}`);
 const stage = find('stage');
+const PAGE = 8;                // rows of the grid shown at once
 const WORDS = { tie: 'tie', both_bad: 'both bad', skip: 'skipped', '': 'no vote' };
 let chosen = 0;
 let page = 0;
@@ -28,7 +29,7 @@ function choose(index) {
   const row = rows()[index];
   if (!row) return;
   chosen = index;
-  page = Math.floor(index / props.page_size);
+  page = Math.floor(index / PAGE);
   find('prompt').textContent = row.prompt;
   find('a').src = picture(row.a);
   find('b').src = picture(row.b);
@@ -53,10 +54,9 @@ function cell(row, side) {
 }
 
 function list() {
-  const size = props.page_size;
-  const pages = Math.max(1, Math.ceil(rows().length / size));
-  find('rows').replaceChildren(...rows().slice(page * size, (page + 1) * size).map((row, offset) => {
-    const index = page * size + offset;
+  const pages = Math.max(1, Math.ceil(rows().length / PAGE));
+  find('rows').replaceChildren(...rows().slice(page * PAGE, (page + 1) * PAGE).map((row, offset) => {
+    const index = page * PAGE + offset;
     const button = node('button', `ba-row${index === chosen ? ' ba-chosen' : ''}`);
     button.type = 'button';
     const text = node('span', 'ba-text', row.prompt);

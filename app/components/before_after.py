@@ -12,7 +12,6 @@ from pathlib import Path
 import gradio as gr
 
 FOLDER = Path(__file__).parent
-PAGE = 8  # rows of the grid shown at once
 
 TEMPLATE = """
 <div class="ba" tabindex="0" aria-label="Two policies; up and down arrow keys move from prompt to prompt">
@@ -41,7 +40,6 @@ def before_after(elem_id: str = "before-after", visible: bool = True) -> gr.HTML
         css_template=(FOLDER / "before_after.css").read_text(),
         js_on_load=(FOLDER / "before_after.js").read_text(),
         apply_default_css=False,
-        page_size=PAGE,
         elem_id=elem_id,
         visible=visible,
     )

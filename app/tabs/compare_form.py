@@ -11,7 +11,11 @@ from storage.models import Comparison
 
 NONE = ("none", "")
 HELD_OUT, OWN = "held-out prompts", "my own prompts"
-FIXED, PEEK = "after a number of votes fixed now", "whenever I like"
+FIXED, PEEK = "after a fixed number of votes", "whenever I like"
+HELLO = (
+    "Is a fine-tune better? The lab draws the same prompts and seeds with two policies; you vote without knowing which "
+    "is which, and then see who won and whether that is evidence."
+)
 SECONDS_A_PICTURE = 0.6  # 4 pictures x 20 steps in 2.5 s on two cores
 
 
@@ -41,93 +45,59 @@ class Form:
 
 
 def build() -> Form:
-    """The inputs, two columns for A and B, then what is sampled and how the vote ends."""
+    """The inputs: A and B side by side, what is drawn and how the vote ends, and the rest folded away."""
+    gr.Markdown(HELLO)
     with gr.Row():
-        a = _side("A", choices.BASE)
-        b = _side("B", choices.BASE)
+        a, strength_a = _side("A")
+        b, strength_b = _side("B")
     with gr.Row(equal_height=True):
-        source = gr.Radio(
-            [HELD_OUT, OWN], value=HELD_OUT, label="pictures of", scale=2, min_width=230, elem_id="compare-source"
-        )
-        count = gr.Slider(
-            2,
-            300,
-            value=30,
-            step=1,
-            label="prompts",
-            info="drawn anew each time",
-            scale=2,
-            min_width=170,
-            elem_id="compare-count",
-        )
-        seeds = gr.Slider(
-            1,
-            8,
-            value=1,
-            step=1,
-            label="pictures per prompt",
-            info="more prompts tell more",
-            scale=2,
-            min_width=170,
-            elem_id="compare-seeds",
-        )
-        mode = gr.Radio(
-            [FIXED, PEEK], value=FIXED, label="the verdict comes", scale=3, min_width=300, elem_id="compare-mode"
-        )
-        votes = gr.Number(
-            None,
-            label="votes",
-            info="empty: every pair once",
-            precision=0,
-            minimum=1,
-            scale=1,
-            min_width=150,
-            elem_id="compare-votes",
-        )
+        source = gr.Radio([HELD_OUT, OWN], value=HELD_OUT, label="pictures of", scale=3, elem_id="compare-source")
+        count = gr.Slider(2, 300, value=30, step=1, label="prompts", scale=2, min_width=170, elem_id="compare-count")
+        seeds = gr.Slider(1, 8, value=1, step=1, label="seeds", scale=2, min_width=170, elem_id="compare-seeds")
+        mode = gr.Radio([FIXED, PEEK], value=FIXED, label="the verdict comes", scale=3, elem_id="compare-mode")
+        votes = gr.Number(30, label="votes", precision=0, minimum=1, min_width=90, elem_id="compare-votes")
     own = gr.Textbox(label="prompts, one a line", lines=4, visible=False, elem_id="compare-own")
-    with gr.Accordion("Sampler", open=False), gr.Row():
-        steps = gr.Number(20, label="steps", precision=0, minimum=1)
-        guidance = gr.Number(5.0, label="guidance_scale", minimum=0.0)
-        eta = gr.Number(0.0, label="eta", info="0 is deterministic, 1 as LPO samples", minimum=0.0, maximum=1.0)
+    with gr.Accordion("Second adapters and sampler", open=False), gr.Row():
+        more_a, more_strength_a = _more("A")
+        more_b, more_strength_b = _more("B")
+        steps = gr.Number(20, label="steps", precision=0, minimum=1, min_width=80)
+        guidance = gr.Number(5.0, label="guidance_scale", minimum=0.0, min_width=80)
+        eta = gr.Number(0.0, label="eta", minimum=0.0, maximum=1.0, min_width=80)
     with gr.Row(equal_height=True):
-        note = gr.Markdown(estimate(HELD_OUT, 30, 1, ""), elem_id="compare-note")
-        go = gr.Button("Sample, then vote blindly", variant="primary", scale=0, min_width=220, elem_id="compare-go")
+        note = gr.Markdown(estimate(HELD_OUT, 30, 1, "")[0], elem_id="compare-note")
+        go = gr.Button("Sample and vote", variant="primary", scale=0, min_width=220, elem_id="compare-go")
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on([source.change, count.change, seeds.change, own.change], estimate, [source, count, seeds, own], note, **quiet)
+    drawn = [source.change, count.change, seeds.change, own.change]
+    gr.on(drawn, estimate, [source, count, seeds, own], [note, votes], **quiet)
     source.change(lambda s: (gr.Textbox(visible=s == OWN), gr.Slider(visible=s != OWN)), source, [own, count], **quiet)
     mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **quiet)
-    inputs = [*a, *b, source, count, own, seeds, mode, votes, steps, guidance, eta]
-    return Form(a[0], a[1], a[2], b[0], b[1], b[2], note, go, inputs)
+    sides = [a, strength_a, more_a, more_strength_a, b, strength_b, more_b, more_strength_b]
+    inputs = [*sides, source, count, own, seeds, mode, votes, steps, guidance, eta]
+    return Form(a, strength_a, more_a, b, strength_b, more_b, note, go, inputs)
 
 
-def _side(name: str, value: str) -> tuple:
-    """One policy: an adapter checkpoint with its strength, and perhaps a second adapter stacked on it."""
-    with gr.Column(min_width=300):
-        with gr.Row(equal_height=True):
-            policy = gr.Dropdown(
-                [("base", value)],
-                value=value,
-                label=f"policy {name}",
-                scale=3,
-                min_width=200,
-                elem_id=f"compare-{name.lower()}",
-            )
-            strength = gr.Slider(
-                0.0, 2.0, value=1.0, step=0.05, label="strength", info="of this adapter", scale=2, min_width=140
-            )
-        with gr.Accordion(f"Stack a second adapter on {name}", open=False), gr.Row(equal_height=True):
-            more = gr.Dropdown([NONE], value="", label="adapter on top", scale=3, min_width=200)
-            more_strength = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="strength", scale=2, min_width=140)
-    return policy, strength, more, more_strength
+def _side(name: str) -> tuple[gr.Dropdown, gr.Slider]:
+    """One policy: the base, or an adapter checkpoint with its strength."""
+    label, elem_id = f"policy {name}", f"compare-{name.lower()}"
+    with gr.Row(equal_height=True):
+        policy = gr.Dropdown([("base", choices.BASE)], value=choices.BASE, label=label, scale=3, elem_id=elem_id)
+        strength = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="strength", scale=2, min_width=140)
+    return policy, strength
 
 
-def estimate(source: str, count: float, seeds: float, own: str) -> str:
-    """How many pairs this will be and about how long the sampling takes on the machine it was measured on."""
+def _more(name: str) -> tuple[gr.Dropdown, gr.Slider]:
+    """A second adapter, stacked on the first."""
+    more = gr.Dropdown([NONE], value="", label=f"on top of {name}", scale=2, min_width=140)
+    return more, gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="its strength", scale=2, min_width=140)
+
+
+def estimate(source: str, count: float, seeds: float, own: str) -> tuple[str, int]:
+    """How many pairs this will be and about how long the sampling takes where it was measured; and as many votes."""
     prompts = len(comparisons.read_prompts(own)) if source == OWN else int(count or 0)
     pairs = prompts * int(seeds or 0)
     seconds = 2 * pairs * SECONDS_A_PICTURE
     time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-    return f"{pairs} pairs to vote on; with Scenes on two cores sampling takes about {time}."
+    return f"{pairs} pairs to vote on; with Scenes on two cores sampling takes about {time}.", pairs
 
 
 def create(

@@ -1,0 +1,204 @@
+"""Compare: is the fine-tune better? A blind vote first, then the pictures, the judge and the reward curves.
+
+The tab shows one comparison at a time, in one of three faces: it is being sampled, it is being voted on, or its verdict
+is out. Only the third says who made a picture; the first two get nothing from the server that could tell.
+"""
+
+import gradio as gr
+from gradio.context import Context
+
+from app import comparisons, jobs, verdict
+from app.components.before_after import before_after
+from app.components.pair_picker import pair_picker
+from app.lab import Lab
+from app.tabs import compare_curves, compare_form, compare_list
+from storage import comparisons as stored
+from storage.models import Comparison
+
+OPEN = ("preparing", "voting")
+EMPTY = {"a": "", "b": "", "rows": []}
+
+
+def build(lab: Lab) -> None:
+    """The tab. Gradio state: the comparison that is looked at, and what of it was drawn last."""
+    tab = Context.block
+    with gr.Accordion("New comparison", open=True, elem_id="compare-new") as fold:
+        form = compare_form.build()
+    with gr.Accordion("All comparisons", open=False, elem_id="compare-past") as past:
+        listing = compare_list.build()
+    title = gr.Markdown(elem_id="compare-title")
+    with gr.Column(visible=False, elem_id="compare-vote") as voting:
+        picker = pair_picker(None, "compare-picker")
+        with gr.Row(equal_height=True):
+            standing = gr.Markdown(elem_id="compare-standing")
+            peek = gr.Button("How does it stand?", size="sm", scale=0, min_width=160, elem_id="compare-peek")
+            finish = gr.Button("Show the verdict", size="sm", scale=0, min_width=150, elem_id="compare-finish")
+            give_up = gr.Button("Give up blindness…", size="sm", scale=0, min_width=160, elem_id="compare-give-up")
+        with gr.Row(visible=False, equal_height=True) as sure:
+            gr.Markdown(
+                "This ends the vote for good, without a verdict, and the list will say so. The votes stay labels."
+            )
+            yes = gr.Button(
+                "Give up, show who made what", variant="stop", size="sm", scale=0, min_width=240, elem_id="compare-sure"
+            )
+            no = gr.Button("Go on voting", size="sm", scale=0, min_width=120)
+    with gr.Column(visible=False, elem_id="compare-verdict") as out:
+        words = gr.HTML(css_template=verdict.STYLE, elem_id="compare-words")
+        with gr.Row():
+            again = gr.Button("Vote again on new prompts", size="sm", scale=0, min_width=220, elem_id="compare-again")
+            earlier = gr.Button(
+                "Try an earlier checkpoint", size="sm", scale=0, min_width=220, elem_id="compare-earlier"
+            )
+        pictures = before_after("compare-pictures")
+        curves = compare_curves.build(lab)
+    chosen = gr.State(None)
+    drawn = gr.State(None)
+    timer = gr.Timer(1.0, active=False)
+    panel = [listing, title, voting, picker, standing, peek, finish, sure, out, words, pictures, timer, drawn]
+
+    def start(*values):
+        try:
+            comparison_id = compare_form.create(lab, *values)
+        except ValueError as error:
+            return gr.skip(), f"⚠️ {error}", gr.skip(), *(gr.skip() for _ in panel)
+        return comparison_id, gr.skip(), gr.Accordion(open=False), *draw(lab, comparison_id, None)
+
+    def enter(comparison_id, a, b):
+        row = comparisons.latest(lab) if comparison_id is None else None
+        comparison_id = row.id if row else comparison_id
+        fresh = compare_form.policies(lab, a, b)
+        return *fresh, comparison_id, gr.Accordion(open=comparison_id is None), *draw(lab, comparison_id, None)
+
+    def end(comparison_id, close):
+        try:
+            close(lab.store, comparison_id)
+        except ValueError as error:
+            gr.Warning(str(error))
+        return draw(lab, comparison_id, None)
+
+    def look(comparison_id):
+        return comparisons.peek(lab, stored.get_comparison(lab.store, comparison_id))
+
+    def pick(event: gr.EventData):
+        return int(event.item)
+
+    def refill(comparison_id, step_back):
+        row = stored.get_comparison(lab.store, comparison_id)
+        return gr.Accordion(open=True), *compare_form.fill(lab, row, step_back)
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    form.go.click(start, form.inputs, [chosen, form.note, fold, *panel], **quiet)
+    opened = tab.select(enter, [chosen, form.a, form.b], [*form.policies, chosen, fold, *panel], **quiet)
+    opened.then(lambda: compare_curves.lrm_choices(lab), None, curves.lrms, **quiet)
+    picker.submit(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)
+    timer.tick(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)
+    picked = listing.select(pick, None, chosen, **quiet)
+    picked.then(lambda chosen: draw(lab, chosen, None), chosen, panel, **quiet).then(
+        lambda: [gr.Accordion(open=False)] * 2, None, [past, fold], **quiet
+    )
+    peek.click(look, chosen, standing, **quiet)
+    finish.click(lambda chosen: end(chosen, stored.complete), chosen, panel, **quiet)
+    give_up.click(lambda: gr.Row(visible=True), None, sure, **quiet)
+    no.click(lambda: gr.Row(visible=False), None, sure, **quiet)
+    yes.click(lambda chosen: end(chosen, stored.abandon), chosen, panel, **quiet)
+    again.click(lambda chosen: refill(chosen, False), chosen, [fold, *form.sides], **quiet)
+    earlier.click(lambda chosen: refill(chosen, True), chosen, [fold, *form.sides], **quiet)
+    compare_curves.connect(lab, curves, chosen, drawn)
+
+
+def draw(lab: Lab, comparison_id: int | None, before: list | None) -> list:
+    """Values for the panel; parts that have not changed since `before` (what `drawn` holds) are left alone.
+
+    A fixed vote whose last planned answer is in is completed here: there is nothing left to decide.
+    """
+    if comparison_id is None:
+        return [compare_list.table(lab, None), "", *_hidden(), gr.Timer(active=False), None]
+    row = stored.get_comparison(lab.store, comparison_id)
+    progress = stored.comparison_progress(lab.store, comparison_id)
+    if row.state == "voting" and progress["votes"] >= progress["planned"]:
+        row = stored.complete(lab.store, comparison_id)
+    face = [comparison_id, row.state]
+    timer = gr.Timer(active=row.state in OPEN)
+    a, b = comparisons.names(lab, row)
+    head = f"**#{row.id} · {a} against {b}**"
+    if row.state == "preparing":
+        words = f"{head} · {_sampling(lab, row, progress)}"
+        return [gr.skip() if face == before else compare_list.table(lab, row.id), words, *_hidden(), timer, face]
+    if row.state == "voting":
+        voting = f"{head} · in random order and on random sides, so nothing here says which is which."
+        asked = {"study": row.study_id, "comparison": row.id}
+        peeking, over = bool(row.plan.get("peeking")), progress["left"] == 0
+        count, finish = _count(row, progress), gr.Button(visible=peeking or over)
+        if face == before:  # only the count moves; a picker that is being used is never redrawn
+            return [gr.skip()] * 4 + [count, gr.skip(), finish, *[gr.skip()] * 4, timer, face]
+        return [compare_list.table(lab, row.id), voting, gr.Column(visible=True), asked, count,
+                gr.Button(visible=peeking), finish, gr.Row(visible=False), gr.Column(visible=False), "", EMPTY,
+                timer, face]  # fmt: skip
+    if face == before:
+        return [gr.skip()] * 11 + [timer, face]
+    shown = comparisons.rows(lab, row)
+    said = _verdict(lab, row, shown)
+    return [compare_list.table(lab, row.id), f"{head} · {_plan_words(row)}", gr.Column(visible=False), None, "",
+            gr.skip(), gr.skip(), gr.Row(visible=False), gr.Column(visible=True), said, shown, timer, face]  # fmt: skip
+
+
+def _hidden() -> list:
+    """The panel between title and timer when there is nothing to vote on or to show."""
+    return [
+        gr.Column(visible=False),
+        None,
+        "",
+        gr.skip(),
+        gr.skip(),
+        gr.Row(visible=False),
+        gr.Column(visible=False),
+        "",
+        EMPTY,
+    ]
+
+
+def _sampling(lab: Lab, row: Comparison, progress: dict) -> str:
+    total = len(row.plan["prompts"]) * len(row.plan["seeds"])
+    job_id = comparisons.compare_job(lab, row.id)
+    job = jobs.describe(lab, job_id) if job_id else None
+    if job is None or job["state"] in ("failed", "stopped", "cancelled"):
+        why = (job or {}).get("error") or "The sampling was stopped."
+        return f"⚠️ {why} Resume it in the queue of the Train tab, or start a new comparison."
+    if job["state"] == "queued":
+        return "waiting for the worker…"
+    return f"sampling, {progress['pairs']} of {total} pairs…"
+
+
+def _count(row: Comparison, progress: dict) -> str:
+    if row.plan.get("peeking"):
+        return f"{progress['votes']} votes so far. Looking is free: the interval stays valid however often you look."
+    if progress["left"] == 0:
+        return (
+            f"{progress['votes']} of {progress['planned']} votes, {progress['skipped']} pairs were skipped. "
+            "Take a skip back with U, or have the verdict without them."
+        )
+    return f"{progress['votes']} of {progress['planned']} votes; the verdict comes by itself after the last one."
+
+
+def _plan_words(row: Comparison) -> str:
+    sampler = row.plan["sampler"]
+    settings = ", ".join(f"{name} {sampler[name]:g}" for name in ("steps", "guidance_scale", "eta") if name in sampler)
+    return f"prompts × seeds: {len(row.plan['prompts'])} × {len(row.plan['seeds'])}, {settings}"
+
+
+def _verdict(lab: Lab, row: Comparison, shown: dict) -> str:
+    """The picture and the words of an ended comparison."""
+    result = comparisons.summary(row, stored.comparison_results(lab.store, row.id))
+    words = comparisons.verdict_sentence(result, shown, row)
+    method = (
+        f"Interval valid at any look (betting on {result.counted} complete prompts)."
+        if row.plan.get("peeking")
+        else f"{row.plan['votes']} votes were fixed beforehand; interval by bootstrap over {result.counted} prompts."
+    )
+    extra = [
+        f"{result.both_bad} of the ties are both bad." if result.both_bad else "",
+        comparisons.judge_words(shown),
+        comparisons.warning(lab, row, result),
+        f"{method} The votes are labels now and count in the next training, except on held-out prompts.",
+    ]
+    return verdict.picture(result, shown["a"], shown["b"], words, extra)
