@@ -36,9 +36,9 @@ def run(task: Task) -> dict:
         made = [list(_draw(task, policy, chunk, row.plan["sampler"])) for policy in policies]
         for (prompt, seed), a, b in zip(chunk, *made, strict=True):
             origins = [provenance(task, policy, row.plan["sampler"], seed) for policy in policies]
-            if policies[0].base == policies[1].base == "scenes":
-                _judge(task, scores, prompt, a, b)
             stored.add_comparison_pair(task.store, comparison_id, prompt, seed, a, b, *origins)
+            if policies[0].base == policies[1].base == "scenes":
+                _judge(task, scores, prompt, a, b)  # after the files are written, in an order that tells nothing
         write_atomically(task.folder / JUDGE_FILE, json.dumps(scores).encode())
         done = total - len(stored.missing_pairs(task.store, comparison_id))
         task.say(done / total, f"{done} of {total} pairs sampled")

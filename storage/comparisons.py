@@ -95,7 +95,9 @@ def add_comparison_pair(
 ) -> None:
     """Store both pictures and their pair at once, blind; adding the same (prompt, seed) again changes nothing. Returns
     nothing, so that nothing can be told."""
-    files = {"a": store.media.put_image(picture_a), "b": store.media.put_image(picture_b)}
+    order = secrets.choice((("a", "b"), ("b", "a")))  # of files and rows: neither times nor numbers tell
+    pictures = {"a": picture_a, "b": picture_b}
+    files = {policy: store.media.put_image(pictures[policy]) for policy in order}
     origins = {"a": provenance_a, "b": provenance_b}
     a_is = secrets.choice(SIDES)
     with store.session() as session:
@@ -107,7 +109,7 @@ def add_comparison_pair(
             return
         asked = add_prompt(session, study_row(session, comparison.study_id), prompt)
         ids = {}
-        for policy in secrets.choice((("a", "b"), ("b", "a"))):
+        for policy in order:
             digest, width, height = files[policy]
             row = Picture(hash=digest, width=width, height=height, prompt_id=asked.id, provenance=origins[policy])
             session.add(row)
