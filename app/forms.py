@@ -53,14 +53,15 @@ def build(
     fields = {f.name: f for f in dataclasses.fields(config) if f.name not in leave_out and f.type != "Policy"}
     main = list(first) if first is not None else [name for name, f in fields.items() if f.metadata["main"]]
     made = {}
-    with gr.Row(equal_height=True, elem_classes="form-main"):
-        for name in main:
-            made[name] = _input(config, fields[name], (choices or {}).get(name))
+    for start in range(0, len(main), 2):
+        with gr.Row(equal_height=True, elem_classes="form-row"):
+            for name in main[start : start + 2]:
+                made[name] = _input(config, fields[name], (choices or {}).get(name))
     with gr.Accordion("All other settings", open=False, elem_classes="form-rest"):
         rest = [name for name in fields if name not in main]
-        for start in range(0, len(rest), 4):
-            with gr.Row(equal_height=True):
-                for name in rest[start : start + 4]:
+        for start in range(0, len(rest), 3):
+            with gr.Row(equal_height=True, elem_classes="form-row"):
+                for name in rest[start : start + 3]:
                     made[name] = _input(config, fields[name], (choices or {}).get(name))
     return Form(type(config), tuple(made), tuple(made.values()))
 
@@ -116,7 +117,7 @@ def _input(config: Any, field: dataclasses.Field, choices: list | None) -> gr.co
     """The fitting input. Numbers with a fraction are text boxes, because browsers' number boxes refuse 1e-4."""
     value = shown(to_dict(config)[field.name])
     hint = typing.get_type_hints(type(config))[field.name]
-    options = {"label": label(field.name), "info": field.metadata["help"], "min_width": 130}
+    options = {"label": label(field.name), "info": field.metadata["help"], "min_width": 150}
     choices = choices or (list(field.metadata["choices"]) if field.metadata["choices"] else None)
     if choices:
         return gr.Dropdown(choices, value=value, filterable=len(choices) > 8, **options)

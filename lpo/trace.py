@@ -70,12 +70,8 @@ def trace(
     for step in trajectory(backbone, conditioning, x_t, steps, guidance_scale, eta, noise):
         candidates = None
         if siblings > 1 and bool((step.std > 0).all()):
-            others = [
-                torch.stack([normal(shape, seed, "sibling", prompt, step.index, k) for seed in seeds])
-                for k in range(1, siblings)
-            ]
-            spread = step.std.view(1, -1, 1, 1, 1) * torch.stack(others).to(backbone.device)
-            candidates = torch.cat([step.next[None], step.mean + spread])
+            others = sibling_noise(shape, prompt, seeds, step.index, siblings).to(backbone.device)
+            candidates = torch.cat([step.next[None], step.mean + step.std.view(1, -1, 1, 1, 1) * others])
         yield {
             "step": step.index,
             "t": step.t,
@@ -85,6 +81,35 @@ def trace(
             "std": step.std,
             "x0": step.x0,
             "next": step.next,
+            "siblings": candidates,
+        }
+
+
+def sibling_noise(shape: tuple[int, ...], prompt: str, seeds: Sequence[int], step: int, siblings: int) -> Tensor:
+    """(K - 1, B, C, H, W): the draws of siblings 1 to K - 1 of one step; sibling 0 is the one taken."""
+    return torch.stack(
+        [torch.stack([normal(shape, seed, "sibling", prompt, step, k) for seed in seeds]) for k in range(1, siblings)]
+    )
+
+
+def replay(stored: Trace, siblings: int = 0) -> Iterator[dict]:
+    """The items that `trace` yielded for this trajectory (B = 1, on the CPU), so that a new LRM can score it and its
+    siblings without a policy. The stored mean is fp16, so siblings agree to about three digits."""
+    ends = [*stored.timesteps[1:-1], -1]
+    for step, (t, prev_t) in enumerate(zip(stored.timesteps[:-1], ends, strict=True)):
+        following, candidates = stored.x_t[step + 1][None], None
+        if siblings > 1 and stored.std[step] > 0:
+            others = sibling_noise(tuple(following.shape[1:]), stored.prompt, [stored.seed], step, siblings)
+            candidates = torch.cat([following[None], stored.mean[step] + stored.std[step] * others])
+        yield {
+            "step": step,
+            "t": t,
+            "prev_t": prev_t,
+            "x_t": stored.x_t[step][None],
+            "mean": stored.mean[step][None],
+            "std": stored.std[step][None],
+            "x0": stored.x0[step][None],
+            "next": following,
             "siblings": candidates,
         }
 

@@ -148,6 +148,9 @@ function image(card, step, full) {
   return node;
 }
 
+// A trajectory of N steps has N + 1 points; the last, at t = 0, is the finished picture.
+const place = (at, total) => (!at ? '' : at.t === 0 ? 't = 0 · the finished picture' : `t = ${at.t} · step ${at.step + 1} of ${total}`);
+
 function showSide() {
   side.replaceChildren();
   const step = chosenStep();
@@ -155,8 +158,7 @@ function showSide() {
   if (!fetchPictures || step === null) return;
   const sample = cards.map((c) => c.steps.find((s) => s.step === step)).find(Boolean);
   const total = Math.max(...cards.map((c) => c.total));
-  side.append(text('div', pointed ? `t = ${sample ? sample.t : '?'} · step ${step + 1} of ${total}`
-    : step + 1 < total ? `Sampling: step ${step + 1} of ${total}` : 'The pictures', 'rp-head'));
+  side.append(text('div', pointed ? place(sample, total) : step < total ? `Sampling: step ${step + 1} of ${total}` : 'The pictures', 'rp-head'));
   side.append(text('div', pointed ? 'What the model predicts here. Click to enlarge.'
     : 'Point at the plot: what the model predicted at that step.', 'rp-sub'));
   // Two policies: a row per seed, so that the two samples that started from the same noise stand side by side.
@@ -222,7 +224,7 @@ function showZoom() {
   button('← earlier', () => move(-1));
   button('later →', () => move(1));
   button('Close', () => zoom.close());
-  zoom.replaceChildren(text('div', `t = ${at ? at.t : '?'} · step ${step + 1} of ${shown[0].total}`, 'rp-head'), figures, nav);
+  zoom.replaceChildren(text('div', place(at, shown[0].total), 'rp-head'), figures, nav);
 }
 
 function move(by) {

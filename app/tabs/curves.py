@@ -88,12 +88,23 @@ def build(lab: Lab) -> None:
         lambda text: example_prompt(lab, text), prompt, prompt, show_progress="hidden", api_visibility="private"
     )
 
-    def look(show):
+    def look(show, *given):
+        """The curves of the last request; "Look at its curves" of the Train tab asks for new ones."""
+        last = last_choice(lab)
+        if last.pop("go", False):
+            remember(lab, last)
+            return trace(*given[:4], show, *given[4:])
         request = last_request(lab)
         return request, *draw(lab, request, show)
 
     opened = tab.select(enter, None, [prompt, seeds, policies, lrms], show_progress="hidden", api_visibility="private")
-    opened.then(look, [siblings], [looking, *shown], show_progress="hidden", api_visibility="private")
+    opened.then(
+        look,
+        [siblings, prompt, seeds, policies, lrms, *form.inputs],
+        [looking, *shown],
+        show_progress="hidden",
+        api_visibility="private",
+    )
 
 
 def plan(lab: Lab, form: forms.Form, prompt: str, seeds: str, policies: list[str], lrms: list[str], values) -> dict:

@@ -1,0 +1,144 @@
+"""Train: from labels to an LRM, from an LRM to an adapter.
+
+The left half asks what to train and says what it will take; the right half (train_queue.py) shows what is training.
+A button only writes a job row; everything shown is read from the storage and the run folders, so that a person can
+leave and come back, and the training does not care.
+"""
+
+import gradio as gr
+from gradio.context import Context
+
+from app import choices, forms, jobs, training
+from app.lab import Lab
+from app.tabs import train_queue
+from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
+from storage import answers
+
+LRM_MAIN = ("train", "lr", "steps", "batch_size")
+LPO_MAIN = ("iterations", "lr", "beta", "t_min")
+FRESH = ("the base model: knows no reward yet", "base")
+
+
+def build(lab: Lab) -> None:
+    """The tab: two forms at the left, the queue at the right."""
+    tab = Context.block
+    chosen = gr.State(None)  # the id of the job that the right half shows; None for the newest
+    with gr.Row():
+        with gr.Column(scale=5, min_width=420), gr.Tabs(elem_id="train-kinds"):
+            with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm"):
+                enough = gr.Markdown()
+                lrm_start, lrm_told, lrm_init = _lrm_form(lab, chosen)
+            with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo"):
+                gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
+                lpo_start, lpo_told, lpo_policy, lpo_lrm = _lpo_form(lab, chosen)
+        with gr.Column(scale=7, min_width=520, elem_classes="dense"):
+            refresh = train_queue.build(lab, chosen)
+
+    def enter(init, policy, lrm):
+        """What changes while the tab is not looked at: labels and checkpoints."""
+        lrms, policies = choices.lrms(lab), choices.policies(lab)
+        counts = answers.counts(lab.store, lab.current_study().id)
+        return (
+            training.sufficiency(counts, bool(lrms)),
+            _keep([*lrms, FRESH], init),
+            _keep(policies, policy),
+            _keep(lrms, lrm),
+        )
+
+    pickers = [lrm_init, lpo_policy, lpo_lrm]
+    entered = tab.select(enter, pickers, [enough, *pickers], show_progress="hidden", api_visibility="private")
+    for event in (entered, lrm_start, lpo_start):
+        refresh(event)
+    lrm_told(entered)
+    lpo_told(entered)
+
+
+def _keep(options: list[tuple[str, str]], value: str | None) -> gr.Dropdown:
+    """A dropdown's new choices; its value stays if it is still among them."""
+    values = [v for _, v in options]
+    return gr.Dropdown(options, value=value if value in values else (values[0] if values else None))
+
+
+def _lrm_form(lab: Lab, chosen: gr.State):
+    start = from_preset(LRMConfig, training.default_preset(lab.current_study().base))
+    options = [*choices.lrms(lab), FRESH]
+    with gr.Row(equal_height=True):
+        preset = _preset_picker(lab, "train-lrm")
+        init = gr.Dropdown(options, value=options[0][1], label="start from", elem_id="train-lrm-init")
+    form = forms.build(start, leave_out=("base", "init", "pairs", "latent_cache"), first=LRM_MAIN)
+
+    def fixed(init):
+        folder = init if init == FRESH[1] else choices.lrm(lab, _needed(init, "LRM to start from"))
+        return {"base": lab.current_study().base, "init": folder, "pairs": "pairs.jsonl"}
+
+    return *_finish(lab, "train-lrm", "Train the LRM", preset, form, [init], fixed, chosen), init
+
+
+def _lpo_form(lab: Lab, chosen: gr.State):
+    start = from_preset(LPOConfig, training.default_preset(lab.current_study().base))
+    lrms, policies = choices.lrms(lab), choices.policies(lab)
+    with gr.Row(equal_height=True):
+        preset = _preset_picker(lab, "train-lpo")
+        policy = gr.Dropdown(policies, value=choices.BASE, label="start from", elem_id="train-lpo-policy")
+        lrm = gr.Dropdown(lrms, value=lrms[0][1] if lrms else None, label="LRM that judges", elem_id="train-lpo-judge")
+    form = forms.build(start, leave_out=("lrm", "prompts", "eval_prompts"), first=LPO_MAIN)
+
+    def fixed(policy, lrm):
+        return {
+            "policy": choices.policy(lab, _needed(policy, "policy to start from")),
+            "lrm": choices.lrm(lab, _needed(lrm, "LRM")),
+        }
+
+    return *_finish(lab, "train-lpo", "Train the adapter", preset, form, [policy, lrm], fixed, chosen), policy, lrm
+
+
+def _preset_picker(lab: Lab, kind: str) -> gr.Dropdown:
+    default = training.default_preset(lab.current_study().base)
+    return gr.Dropdown(list(PRESETS[kind]), value=default, label="preset", elem_id=f"{kind}-preset", min_width=110)
+
+
+def _needed(value: str | None, what: str) -> str:
+    if not value:
+        raise ConfigError(f"No {what} is chosen; choose one from the list.")
+    return value
+
+
+def _finish(lab: Lab, kind: str, label: str, preset, form: forms.Form, pickers: list, fixed, chosen: gr.State):
+    """The lower half of both forms: time, command line, the button. Returns the button's event, and a function that
+    tells time and command line anew after another event.
+
+    `fixed(*pickers' values)` gives the fields that are not in the form.
+    """
+    told = gr.Markdown(elem_id=f"{kind}-told")
+    start = gr.Button(label, variant="primary", elem_id=f"{kind}-start")
+    with gr.Accordion("The same on the command line", open=False):
+        line = gr.Textbox(
+            label="", lines=2, max_lines=8, interactive=False, buttons=["copy"], elem_id=f"{kind}-command"
+        )
+
+    def config_of(*values):
+        return form.read(values[len(pickers) :], **fixed(*values[: len(pickers)]))
+
+    def tell(preset, *values):
+        try:
+            config = config_of(*values)
+            return training.estimate(lab, kind, config), training.command(kind, preset, config)
+        except ValueError as error:
+            return f"⚠️ {error}", ""
+
+    def begin(*values):
+        """Returns the sentence for the form and the new job's id, which the queue then shows."""
+        try:
+            config = config_of(*values)
+            job = jobs.submit(lab, kind, to_dict(config), lab.current_study().id)
+        except ValueError as error:
+            return f"⚠️ {error}", gr.skip()
+        return "It is in the queue, at the right. You may close this page: the training goes on.", job
+
+    inputs = [*pickers, *form.inputs]
+    changed = [component.change for component in [preset, *inputs]]
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on(changed, tell, [preset, *inputs], [told, line], trigger_mode="always_last", **quiet)
+    preset.input(lambda name: form.show(from_preset(CONFIGS[kind], name)), preset, list(form.inputs), **quiet)
+    started = start.click(begin, inputs, [told, chosen], **quiet)
+    return started, lambda event: event.then(tell, [preset, *inputs], [told, line], **quiet)

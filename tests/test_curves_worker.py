@@ -1,0 +1,200 @@
+"""Traces: sampled once, scored by every LRM, shown step by step; checked against the trajectory and the LRM itself."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from PIL import Image
+
+from app import traces, worker_trace
+from app.worker_task import Stopped
+from lpo.backbones import load_policy
+from lpo.config import ConfigError, Policy, TraceConfig, to_dict
+from lpo.lrm_files import latent_space
+from lpo.reward_model import LatentRewardModel
+from lpo.trace import load_trace, score_trace
+from storage import jobs
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+BASE, LRM = str(GOLDEN / "tiny_sd15"), str(GOLDEN / "lrm_sd15")
+POLICY = {"base": BASE, "adapters": []}
+CONFIG = TraceConfig(
+    policy=Policy(BASE), lrm=(LRM,), prompt="a red circle", seeds=(3, 5), steps=4, siblings=3, device="cpu"
+)
+
+
+class Models:
+    """What the interactive worker keeps loaded."""
+
+    known: ClassVar[dict] = {}
+
+    def policy(self, policy, device, dtype):
+        return self.known.setdefault("policy", self.known.get("policy") or load_policy(policy, device, dtype))
+
+    def lrm(self, path, base, device, dtype):
+        if path not in self.known:
+            self.known[path] = LatentRewardModel.from_pretrained(path, base, device, dtype)
+            latent_space(self.known[path], BASE)
+        return self.known[path]
+
+
+class Task:
+    """A job in hand, without its heartbeat thread."""
+
+    def __init__(self, store, request, stop_after=None):
+        self.store, self.device, self.said = store, "cpu", []
+        self.job = jobs.submit(store, "trace", "interactive", request)
+        self.worker = type("Worker", (), {"models": Models()})()
+        self.stop_after = stop_after
+
+    @property
+    def stopping(self):
+        return self.stop_after is not None and len(self.said) > self.stop_after
+
+    def say(self, progress, message=None):
+        self.said.append((progress, message))
+
+    def beat(self):
+        pass
+
+
+def request(config=CONFIG, lrms=(("golden", LRM),)):
+    planned = traces.plan([("base", POLICY)], config)
+    return {
+        "trace": to_dict(config),
+        "policies": [POLICY],
+        "traces": planned,
+        "lrms": list(lrms),
+        "total": config.steps,
+    }
+
+
+@pytest.fixture(scope="module")
+def other_lrm(tmp_path_factory):
+    """A second LRM of the same latent space, in the project's own format."""
+    folder = tmp_path_factory.mktemp("other") / "lrm"
+    LatentRewardModel.from_base(BASE, device="cpu", seed=1).save(folder)
+    return str(folder)
+
+
+def test_curves_are_the_lrms_scores_and_siblings_enclose_them(store):
+    wanted = request()
+    task = Task(store, wanted)
+    worker_trace.run(task)
+    lrm = LatentRewardModel.from_pretrained(LRM, BASE, "cpu")
+    for curve, item in zip(traces.curves(store, wanted["traces"], wanted["lrms"], 4), wanted["traces"], strict=True):
+        kept = load_trace(store.traces_dir / item["key"] / "trace.safetensors")
+        assert [s["t"] for s in curve["steps"]] == kept.timesteps
+        scores = [s["score"] for s in curve["steps"]]
+        torch.testing.assert_close(torch.tensor(scores), torch.tensor(score_trace(lrm, kept)), rtol=1e-4, atol=1e-4)
+        judged = [s for s in curve["steps"] if "gap" in s]
+        assert len(judged) >= 3
+        # the sibling that was taken is one of them, and is scored at its own timestep: the curve's own point
+        assert all(s["low"] - 1e-3 <= s["score"] <= s["high"] + 1e-3 for s in judged)
+        assert all(s["kept"] == (s["gap"] > s["threshold"]) for s in judged)
+        assert curve["pictures"] == 5
+    progress = [p for p, _ in task.said]
+    assert progress == sorted(progress)
+    assert progress[-1] == 1.0
+
+
+def test_a_new_lrm_scores_the_stored_trace_without_sampling(store, other_lrm, monkeypatch):
+    worker_trace.run(Task(store, request()))
+    before = {p: p.stat().st_mtime_ns for p in store.traces_dir.rglob("trace.safetensors")}
+    monkeypatch.setattr(worker_trace, "_sample", lambda *a: pytest.fail("it was sampled again"))
+    both = request(lrms=(("golden", LRM), ("other", other_lrm)))
+    assert not traces.complete(store, both["traces"], [LRM, other_lrm])
+    worker_trace.run(Task(store, both))
+    assert traces.complete(store, both["traces"], [LRM, other_lrm])
+    assert before == {p: p.stat().st_mtime_ns for p in store.traces_dir.rglob("trace.safetensors")}
+    curves = traces.curves(store, both["traces"], both["lrms"], 4)
+    assert len(curves) == 4
+    assert all(sum("gap" in s for s in c["steps"]) >= 3 for c in curves)
+
+
+def test_scores_from_the_file_are_those_taken_while_sampling(store, other_lrm, tmp_path):
+    """Siblings are drawn again from keyed noise; only the fp16 mean differs."""
+    import storage
+
+    both = request(lrms=(("golden", LRM), ("other", other_lrm)))
+    worker_trace.run(Task(store, both))
+    live = traces.curves(store, both["traces"], [("other", other_lrm)], 4)
+    second = storage.open(tmp_path / "second")
+    worker_trace.run(Task(second, request()))
+    worker_trace.run(Task(second, both))
+    later = traces.curves(second, both["traces"], [("other", other_lrm)], 4)
+    second.close()
+    for a, b in zip(live, later, strict=True):
+        for s, u in zip(a["steps"], b["steps"], strict=True):
+            assert s.keys() == u.keys()
+            assert s["score"] == pytest.approx(u["score"], abs=1e-4)
+            assert s.get("low", 0) == pytest.approx(u.get("low", 0), abs=2e-2)
+            assert s.get("threshold") == u.get("threshold")
+
+
+def test_a_stopped_trace_shows_its_steps_and_can_be_done_again(store):
+    wanted = request()
+    with pytest.raises(Stopped):
+        worker_trace.run(Task(store, wanted, stop_after=2))
+    partial = traces.curves(store, wanted["traces"], wanted["lrms"], 4)
+    assert [len(c["steps"]) for c in partial] == [2, 2]
+    assert all(s["score"] is not None for c in partial for s in c["steps"])
+    assert not traces.complete(store, wanted["traces"], [LRM])
+    worker_trace.run(Task(store, wanted))
+    assert traces.complete(store, wanted["traces"], [LRM])
+
+
+def test_an_lrm_of_another_latent_space_is_refused_with_one_sentence(store, monkeypatch):
+    monkeypatch.setattr(
+        worker_trace, "latent_space", lambda lrm, base: {**load_policy(Policy(BASE)).fingerprint(), "channels": 16}
+    )
+    with pytest.raises(ConfigError, match="16 against 4 latent channels"):
+        worker_trace.run(Task(store, request()))
+
+
+def test_keys_name_what_is_sampled_and_nothing_else(tmp_path):
+    def key(policy=POLICY, seed=1, **changes):
+        return traces.key(policy, "a star", seed, dataclasses.replace(CONFIG, **changes))
+
+    assert key() == key(lrm=(LRM, "scenes"), device="auto")
+    assert key(siblings=0) == key(siblings=0, threshold_max=0.9)
+    others = [
+        key(seed=2),
+        key(steps=5),
+        key(eta=0.5),
+        key(siblings=4),
+        key(threshold_max=0.9),
+        key({"base": "scenes", "adapters": []}),
+    ]
+    assert len({key(), *others}) == len(others) + 1
+    adapter = tmp_path / "pytorch_lora_weights.safetensors"
+    adapter.write_bytes(b"one")
+    policy = {"base": BASE, "adapters": [{"path": str(tmp_path), "strength": 1.0}]}
+    first = key(policy)
+    adapter.write_bytes(b"other")
+    assert key(policy) != first
+
+
+def test_thumbnails_are_asked_by_key_only(store):
+    worker_trace.run(Task(store, request()))
+    item = request()["traces"][0]
+    ask = traces.thumbnails(store)
+    got = ask({"trace": item["key"], "steps": [0, 4, 9], "size": 16})
+    assert sorted(got) == ["0", "4"]
+    assert got["0"].startswith("data:image/webp;base64,")
+    with Image.open(traces.picture_path(store, item["key"], 0)) as picture:
+        assert picture.format == "WEBP"
+    with pytest.raises(ValueError, match="not the name of a trace"):
+        ask({"trace": "../../lab", "steps": [0], "size": 16})
+
+
+def test_a_half_written_progress_line_is_not_read(store):
+    item = request()["traces"][0]
+    folder = traces.folder(store, item["key"])
+    folder.mkdir()
+    line = '{"step": 0, "t": 751, "scores": {"x": {"score": 1.0}}}\n'
+    (folder / "progress.jsonl").write_text(line + '{"step": 1, "t"')
+    curve = traces.curves(store, [item], [("x", "x")], 4)[0]
+    assert [s["score"] for s in curve["steps"]] == [1.0]
