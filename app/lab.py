@@ -72,10 +72,9 @@ class Lab:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
 
     def _create_scenes_study(self) -> Study:
-        # until the file of prompts is there
-        prompts = json.loads(SCENES_PROMPTS.read_text()) if SCENES_PROMPTS.exists() else ["a red circle on a meadow"]
+        prompts = json.loads(SCENES_PROMPTS.read_text())
         study = labels.create_study(self.store, "Scenes", base="scenes", question=SCENES_QUESTION, salt=SCENES_SALT)
-        labels.add_prompts(self.store, study.id, prompts)
+        labels.add_prompts(self.store, study.id, prompts["train"] + prompts["heldout"])
         return study
 
 

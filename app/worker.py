@@ -101,6 +101,13 @@ class Worker:
         except JobLost:
             print(f"{job.kind} {job.id} was taken over or deleted meanwhile", flush=True)
         self._attempts(job).unlink(missing_ok=True)
+        if self.models is not None:
+            self.models.rest(self.store)
+
+    def work_waiting(self, kinds: tuple[str, ...]) -> None:
+        """Runs the queued jobs of these kinds, in the middle of another one."""
+        while not self.over and (job := queue.claim(self.store, self.lane, self.name, os.getpid(), kinds)) is not None:
+            self.work(job)
 
     def retry(self, job: Job, why: str) -> None:
         """Queues an own job again to be resumed, or gives up if it has brought a worker down too often."""

@@ -1,73 +1,67 @@
-"""Samples a comparison: both policies draw the same prompts with the same seeds, and their pictures go in blind.
+"""The pictures of a blind comparison: both policies, every prompt and seed of the plan, stored pair by pair.
 
-Resumable at any pair: what is stored already is not sampled again. The judge's scores (Scenes only) lie in the run
-folder under the pictures' hashes; nothing reads them before the verdict.
+The job's config: {"comparison_id"}. For Scenes the judge's score of every picture goes into the run folder's
+judge.json, keyed by picture hash, which says nothing about who made it; the page reads it after the verdict only.
 """
 
 import json
-from collections.abc import Iterator
-from itertools import islice
 
 from PIL import Image
 
-from app.comparisons import JUDGE_FILE
-from app.worker_models import provenance
+from app.worker_models import SAMPLER, device_of, draw, provenance
 from app.worker_task import Stopped, Task
-from lpo.config import Policy, from_dict
-from lpo.sampling import sample
-from lpo.scenes.judge import judge
-from storage import comparisons as stored
-from storage.media import write_atomically
+from app.worker_training import write_json
+from storage import comparisons, studies
 
-PAIRS_AT_ONCE = 8  # how many pairs lie between two looks at the stop button
+TOGETHER = 8
 
 
 def run(task: Task) -> dict:
-    """Makes the pairs of {"comparison_id"} and opens the vote. Raises Stopped, ConfigError or LabelError."""
+    """Draws what is missing, then opens the voting. Stopping loses at most the chunk in hand."""
     comparison_id = task.job.config["comparison_id"]
-    row = stored.get_comparison(task.store, comparison_id)
-    policies = [from_dict(Policy, policy) for policy in (row.policy_a, row.policy_b)]
-    missing = iter(stored.missing_pairs(task.store, comparison_id))
+    row = comparisons.get_comparison(task.store, comparison_id)
+    sampler = {**SAMPLER, **row.plan["sampler"]}
+    scenes = studies.get_study(task.store, row.study_id).base == "scenes"
     total = len(row.plan["prompts"]) * len(row.plan["seeds"])
-    scores = _scores(task)
-    while chunk := list(islice(missing, PAIRS_AT_ONCE)):
+    while missing := comparisons.missing_pairs(task.store, comparison_id):
+        task.say(1 - len(missing) / total, f"{total - len(missing)} of {total} pairs")
+        task.give_way(("trace",))
         if task.stopping:
             raise Stopped
-        made = [list(_draw(task, policy, chunk, row.plan["sampler"])) for policy in policies]
-        for (prompt, seed), a, b in zip(chunk, *made, strict=True):
-            origins = [provenance(task, policy, row.plan["sampler"], seed) for policy in policies]
-            stored.add_comparison_pair(task.store, comparison_id, prompt, seed, a, b, *origins)
-            if policies[0].base == policies[1].base == "scenes":
-                _judge(task, scores, prompt, a, b)  # after the files are written, in an order that tells nothing
-        write_atomically(task.folder / JUDGE_FILE, json.dumps(scores).encode())
-        done = total - len(stored.missing_pairs(task.store, comparison_id))
-        task.say(done / total, f"{done} of {total} pairs sampled")
-    stored.start_voting(task.store, comparison_id)
+        models, chunk = task.worker.models, missing[:TOGETHER]
+        models.breathe(task.store)
+        rows = [(seed, prompt) for prompt, seed in chunk]
+        first = draw(models.policy(row.policy_a, device_of(task)), rows, sampler)
+        second = draw(models.policy(row.policy_b, device_of(task)), rows, sampler)
+        for (prompt, seed), a, b in zip(chunk, first, second, strict=True):
+            comparisons.add_comparison_pair(
+                task.store,
+                comparison_id,
+                prompt,
+                seed,
+                a,
+                b,
+                provenance(row.policy_a, sampler, seed),
+                provenance(row.policy_b, sampler, seed),
+            )
+        if scenes:
+            judge(task, [(p, picture) for (p, _), *two in zip(chunk, first, second, strict=True) for picture in two])
+    if row.state == "preparing":
+        comparisons.start_voting(task.store, comparison_id)
     return {"comparison_id": comparison_id, "pairs": total}
 
 
-def _draw(task: Task, policy: Policy, chunk: list[tuple[str, int]], sampler: dict) -> Iterator[Image.Image]:
-    """One picture per (prompt, seed) of the chunk, in its order. Prompts of the same seed share a batch."""
-    backbone = task.worker.models.policy(policy, task.device)
-    pictures = {}
-    for seed in dict.fromkeys(seed for _, seed in chunk):
-        prompts = [prompt for prompt, own in chunk if own == seed]
-        for index, _, picture in sample(backbone, prompts, [seed], **sampler):
-            pictures[prompts[index], seed] = picture
-    return (pictures[each] for each in chunk)
+def judge(task: Task, pictures: list[tuple[str, Image.Image]]) -> None:
+    """Adds the judge's scores to judge.json, sorted by hash; prompts outside the world of Scenes have none."""
+    from lpo.scenes.judge import judge as verdict
 
-
-def _judge(task: Task, scores: dict[str, float], prompt: str, *pictures: Image.Image) -> None:
-    """Adds the judge's score in [0, 1] of each picture under its hash; a prompt outside the Scenes world has none."""
-    for picture in pictures:
+    path = task.folder / "judge.json"
+    task.folder.mkdir(parents=True, exist_ok=True)
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    for prompt, picture in pictures:
+        digest = task.store.media.put_image(picture)[0]
         try:
-            score = judge(picture, prompt).score
-        except ValueError:  # the sentence says that the prompt names nothing of this world
-            return
-        scores[task.store.media.put_image(picture)[0]] = score
-
-
-def _scores(task: Task) -> dict[str, float]:
-    """What an earlier, stopped run of this job has judged already."""
-    path = task.folder / JUDGE_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+            scores[digest] = verdict(picture, prompt).score
+        except ValueError as error:
+            print(f"no judgement of {prompt!r}: {error}", flush=True)
+    write_json(path, dict(sorted(scores.items())))

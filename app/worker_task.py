@@ -54,6 +54,10 @@ class Task:
         """Progress in [0, 1] and a line for the page, written with the next heartbeat."""
         self._saying = (progress, message)
 
+    def give_way(self, kinds: tuple[str, ...]) -> None:
+        """Does waiting jobs of these kinds first: a person sits before them. The models' adapters may change."""
+        self.worker.work_waiting(kinds)
+
     def beat(self) -> None:
         """One heartbeat now."""
         try:

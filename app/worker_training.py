@@ -152,9 +152,10 @@ def outcome(task: Task, code: int | None) -> dict:
         return {**json.loads(result.read_text()), "run_dir": str(task.folder)}
     if code == STOPPED or (task.stopping and (code is None or code < 0)):
         raise Stopped
-    last = last_line(task.folder / "log.txt")
-    if last.startswith("error: "):
-        raise TrainingError(last.removeprefix("error: "))
+    for name in ("log.txt", "output.txt"):  # a refusal before the run began is in the second only
+        last = last_line(task.folder / name)
+        if last.startswith("error: "):
+            raise TrainingError(last.removeprefix("error: "))
     if code is None:
         raise Vanished("The training process ended without a word, as on a restart of the machine.")
     if code == -signal.SIGKILL:

@@ -1,0 +1,123 @@
+"""What the interactive lane keeps loaded, and how it draws pictures. Importing this imports torch.
+
+One base and a few LRMs stay in memory between requests, so that the next one starts at once. While something trains on
+an accelerator they are let go after every job, and on the CPU they use the cores that the training leaves.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from app.worker_device import interactive_threads, is_training
+from app.worker_task import Task
+from lpo.backbones import Backbone, load_policy
+from lpo.backbones.latent_space import require_same
+from lpo.backbones.lora import weights_file
+from lpo.config import Policy, from_dict
+from lpo.lrm_files import latent_space
+from lpo.reward_model import LatentRewardModel
+from lpo.sampling import sample_latents, to_pil
+from storage import Storage
+
+MOST_LRMS = 4
+SMALL = 32 * 32  # latents up to this size are drawn eight at a time, larger ones two at a time
+
+SAMPLER = {"steps": 20, "guidance_scale": 5.0, "eta": 0.0}
+
+
+class Models:
+    """Loaded models by what they were loaded from. A base is loaded once; its adapters are switched."""
+
+    def __init__(self) -> None:
+        self._backbone: tuple[tuple, Backbone] | None = None
+        self._lrms: OrderedDict[tuple, LatentRewardModel] = OrderedDict()
+
+    def breathe(self, store: Storage) -> None:
+        """Takes the cores that are free now; called before every piece of work."""
+        torch.set_num_threads(interactive_threads(is_training(store)))
+
+    def policy(self, policy: dict, device: str, dtype: str = "float32") -> Backbone:
+        """The policy (a Policy as plain JSON values), ready to draw. Call again after any other use of the models."""
+        wanted = from_dict(Policy, policy)
+        key = (wanted.base, device, dtype)
+        if self._backbone is None or self._backbone[0] != key:
+            self._backbone = None  # freed before the next one is loaded
+            self._backbone = (key, load_policy(wanted, device, dtype))
+        backbone = self._backbone[1]
+        if backbone.policy != wanted:
+            backbone.set_adapters(wanted.adapters)
+        return backbone
+
+    def lrm(self, path: str, policy: Backbone, device: str, dtype: str, allow_mismatch: bool) -> LatentRewardModel:
+        """The LRM at `path` ('scenes' is the shipped one). Raises ConfigError if its latents are not the policy's."""
+        base = policy.policy.base
+        key = (path, base, device, dtype, _changed(path))
+        if key not in self._lrms:
+            self._lrms[key] = LatentRewardModel.from_pretrained(path, base, device, dtype)
+            while len(self._lrms) > MOST_LRMS:
+                self._lrms.popitem(last=False)
+        self._lrms.move_to_end(key)
+        lrm = self._lrms[key]
+        require_same(latent_space(lrm, base), policy.fingerprint(), path, base, allow_mismatch)
+        return lrm
+
+    def rest(self, store: Storage) -> None:
+        """After a job: makes room for a training that shares the accelerator."""
+        if torch.cuda.is_available() and is_training(store):
+            self._backbone = None
+            self._lrms.clear()
+            torch.cuda.empty_cache()
+
+
+def device_of(task: Task, wanted: str = "auto") -> str:
+    """The job's device, else the one that the launch was told."""
+    return task.device if wanted == "auto" else wanted
+
+
+def batch_of(backbone: Backbone) -> int:
+    """How many pictures are drawn together: few enough that the first one is soon there."""
+    _, rows, columns = backbone.latent_shape()
+    return 8 if rows * columns <= SMALL else 2
+
+
+@torch.no_grad()
+def draw(backbone: Backbone, rows: Sequence[tuple[int, str]], sampler: dict) -> list[Image.Image]:
+    """One picture per (seed, prompt), the same ones that `python -m lpo sample` draws."""
+    pictures = []
+    shape = backbone.latent_shape()
+    for start in range(0, len(rows), batch_of(backbone)):
+        part = rows[start : start + batch_of(backbone)]
+        latents = sample_latents(backbone, part, shape, sampler["steps"], sampler["guidance_scale"], sampler["eta"])
+        pictures += to_pil(backbone.decode(latents))
+    return pictures
+
+
+def provenance(policy: dict, sampler: dict, seed: int) -> dict:
+    """Where a picture comes from, adapters with the hash of their weights: enough to draw it again."""
+    adapters = [
+        {"path": each["path"], "strength": each.get("strength", 1.0), "hash": content_hash(weights_file(each["path"]))}
+        for each in policy.get("adapters", [])
+    ]
+    return {"policy": {"base": policy["base"], "adapters": adapters}, "scheduler": "DDIM", **sampler, "seed": seed}
+
+
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+def content_hash(file: Path) -> str:
+    """sha256 of a file; read again only when its size or time changed."""
+    stat = file.stat()
+    key = (str(file), stat.st_size, stat.st_mtime_ns)
+    if key not in _hashes:
+        _hashes[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return _hashes[key]
+
+
+def _changed(path: str) -> float:
+    """When an LRM folder was last written; an alias or hub id never changes."""
+    folder = Path(path)
+    return max((file.stat().st_mtime for file in folder.glob("*")), default=0.0) if folder.is_dir() else 0.0
