@@ -63,10 +63,10 @@ def build(lab: Lab) -> None:
             return gr.skip(), f"⚠️ {error}", gr.skip(), *(gr.skip() for _ in panel)
         return comparison_id, gr.skip(), gr.Accordion(open=False), *draw(lab, comparison_id, None)
 
-    def enter(comparison_id, a, b):
+    def enter(comparison_id, a, b, count):
         row = comparisons.latest(lab) if comparison_id is None else None
         comparison_id = row.id if row else comparison_id
-        fresh = compare_form.policies(lab, a, b)
+        fresh = compare_form.refresh(lab, a, b, count)
         return *fresh, comparison_id, gr.Accordion(open=comparison_id is None), *draw(lab, comparison_id, None)
 
     def end(comparison_id, close):
@@ -88,7 +88,7 @@ def build(lab: Lab) -> None:
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     form.go.click(start, form.inputs, [chosen, form.note, fold, *panel], **quiet)
-    opened = tab.select(enter, [chosen, form.a, form.b], [*form.policies, chosen, fold, *panel], **quiet)
+    opened = tab.select(enter, [chosen, form.a, form.b, form.count], [*form.fresh, chosen, fold, *panel], **quiet)
     opened.then(lambda: compare_curves.lrm_choices(lab), None, curves.lrms, **quiet)
     picker.submit(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)
     timer.tick(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)

@@ -7,6 +7,7 @@ import gradio as gr
 from app import choices, comparisons
 from app.comparisons import Side
 from app.lab import Lab
+from storage import studies
 from storage.models import Comparison
 
 NONE = ("none", "")
@@ -16,6 +17,7 @@ HELLO = (
     "Is a fine-tune better? The lab draws the same prompts and seeds with two policies; you vote without knowing which "
     "is which, and then see who won and whether that is evidence."
 )
+MOST_PROMPTS = 300
 SECONDS_A_PICTURE = 0.6  # 4 pictures x 20 steps in 2.5 s on two cores
 
 
@@ -29,14 +31,15 @@ class Form:
     b: gr.Dropdown
     strength_b: gr.Slider
     more_b: gr.Dropdown
+    count: gr.Slider
     note: gr.Markdown
     go: gr.Button
     inputs: list
 
     @property
-    def policies(self) -> list:
-        """The choices that change as checkpoints come and go."""
-        return [self.a, self.b, self.more_a, self.more_b]
+    def fresh(self) -> list:
+        """What changes as checkpoints and prompts come and go."""
+        return [self.a, self.b, self.more_a, self.more_b, self.count]
 
     @property
     def sides(self) -> list:
@@ -52,7 +55,9 @@ def build() -> Form:
         b, strength_b = _side("B")
     with gr.Row(equal_height=True):
         source = gr.Radio([HELD_OUT, OWN], value=HELD_OUT, label="pictures of", scale=3, elem_id="compare-source")
-        count = gr.Slider(2, 300, value=30, step=1, label="prompts", scale=2, min_width=170, elem_id="compare-count")
+        count = gr.Slider(
+            1, MOST_PROMPTS, value=30, step=1, label="prompts", scale=2, min_width=170, elem_id="compare-count"
+        )
         seeds = gr.Slider(1, 8, value=1, step=1, label="seeds", scale=2, min_width=170, elem_id="compare-seeds")
         mode = gr.Radio([FIXED, PEEK], value=FIXED, label="the verdict comes", scale=3, elem_id="compare-mode")
         votes = gr.Number(30, label="votes", precision=0, minimum=1, min_width=90, elem_id="compare-votes")
@@ -73,7 +78,7 @@ def build() -> Form:
     mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **quiet)
     sides = [a, strength_a, more_a, more_strength_a, b, strength_b, more_b, more_strength_b]
     inputs = [*sides, source, count, own, seeds, mode, votes, steps, guidance, eta]
-    return Form(a, strength_a, more_a, b, strength_b, more_b, note, go, inputs)
+    return Form(a, strength_a, more_a, b, strength_b, more_b, count, note, go, inputs)
 
 
 def _side(name: str) -> tuple[gr.Dropdown, gr.Slider]:
@@ -123,8 +128,9 @@ def create(
     )
 
 
-def policies(lab: Lab, a: str, b: str) -> list:
-    """Fresh choices for `Form.policies`; what was chosen stays if it still exists, else base and newest."""
+def refresh(lab: Lab, a: str, b: str, count: int) -> list:
+    """Values for `Form.fresh`; what was chosen stays if it still exists, else base and newest."""
+    heldout = len(studies.study_prompts(lab.store, lab.current_study().id, "heldout"))
     known = choices.policies(lab)
     values = [value for _, value in known]
     newest = values[1] if len(values) > 1 else choices.BASE
@@ -134,6 +140,7 @@ def policies(lab: Lab, a: str, b: str) -> list:
         gr.Dropdown(known, value=b if b in values and b != choices.BASE else newest),
         top,
         top,
+        gr.Slider(maximum=max(2, min(MOST_PROMPTS, heldout)), value=max(1, min(count, heldout))),
     ]
 
 
