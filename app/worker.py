@@ -83,6 +83,8 @@ class Worker:
 
     def work(self, job: Job) -> None:
         """Runs one job and records its end, whatever it is."""
+        if self.models is not None:
+            self.models.breathe(self.store)
         with Task(self, job) as task:
             try:
                 end, value = queue.finish, run(task)

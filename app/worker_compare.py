@@ -1,67 +1,61 @@
-"""The pictures of a blind comparison: both policies, every prompt and seed of the plan, stored pair by pair.
+"""Samples a comparison: both policies draw the same prompts with the same seeds, and their pictures go in blind.
 
-The job's config: {"comparison_id"}. For Scenes the judge's score of every picture goes into the run folder's
-judge.json, keyed by picture hash, which says nothing about who made it; the page reads it after the verdict only.
+Resumable at any pair: what is stored already is not sampled again. The judge's scores (Scenes only) lie in the run
+folder under the pictures' hashes; nothing reads them before the verdict.
 """
 
 import json
 
 from PIL import Image
 
-from app.worker_models import SAMPLER, device_of, draw, provenance
+from app.comparisons import JUDGE_FILE
+from app.worker_models import SAMPLER, batch, draw, provenance
 from app.worker_task import Stopped, Task
-from app.worker_training import write_json
-from storage import comparisons, studies
-
-TOGETHER = 8
+from lpo.scenes.judge import judge
+from storage import comparisons as stored
+from storage.media import write_atomically
 
 
 def run(task: Task) -> dict:
-    """Draws what is missing, then opens the voting. Stopping loses at most the chunk in hand."""
+    """Makes the pairs of {"comparison_id"} and opens the vote. Raises Stopped, ConfigError or LabelError."""
     comparison_id = task.job.config["comparison_id"]
-    row = comparisons.get_comparison(task.store, comparison_id)
-    sampler = {**SAMPLER, **row.plan["sampler"]}
-    scenes = studies.get_study(task.store, row.study_id).base == "scenes"
+    row = stored.get_comparison(task.store, comparison_id)
+    policies, sampler = (row.policy_a, row.policy_b), {**SAMPLER, **row.plan["sampler"]}
     total = len(row.plan["prompts"]) * len(row.plan["seeds"])
-    while missing := comparisons.missing_pairs(task.store, comparison_id):
-        task.say(1 - len(missing) / total, f"{total - len(missing)} of {total} pairs")
+    judging = all(policy["base"] == "scenes" for policy in policies)
+    scores = _scores(task)
+    task.say(0.0, "Loading the models")
+    together = batch(task, row.policy_a)
+    missing = stored.missing_pairs(task.store, comparison_id)
+    while missing:  # a chunk at a time: between them others get their turn
         task.give_way(("trace",))
         if task.stopping:
             raise Stopped
-        models, chunk = task.worker.models, missing[:TOGETHER]
-        models.breathe(task.store)
+        task.say(1 - len(missing) / total, f"{total - len(missing)} of {total} pairs")
+        chunk, missing = missing[:together], missing[together:]
         rows = [(seed, prompt) for prompt, seed in chunk]
-        first = draw(models.policy(row.policy_a, device_of(task)), rows, sampler)
-        second = draw(models.policy(row.policy_b, device_of(task)), rows, sampler)
-        for (prompt, seed), a, b in zip(chunk, first, second, strict=True):
-            comparisons.add_comparison_pair(
-                task.store,
-                comparison_id,
-                prompt,
-                seed,
-                a,
-                b,
-                provenance(row.policy_a, sampler, seed),
-                provenance(row.policy_b, sampler, seed),
-            )
-        if scenes:
-            judge(task, [(p, picture) for (p, _), *two in zip(chunk, first, second, strict=True) for picture in two])
-    if row.state == "preparing":
-        comparisons.start_voting(task.store, comparison_id)
+        made = [draw(task, policy, rows, sampler) for policy in policies]
+        for (prompt, seed), *pictures in zip(chunk, *made, strict=True):
+            origins = [provenance(policy, sampler, seed) for policy in policies]
+            stored.add_comparison_pair(task.store, comparison_id, prompt, seed, *pictures, *origins)
+            if judging:
+                _judge(task, scores, prompt, pictures)  # after the files are written, in an order that tells nothing
+        write_atomically(task.folder / JUDGE_FILE, json.dumps(scores).encode())
+    stored.start_voting(task.store, comparison_id)
     return {"comparison_id": comparison_id, "pairs": total}
 
 
-def judge(task: Task, pictures: list[tuple[str, Image.Image]]) -> None:
-    """Adds the judge's scores to judge.json, sorted by hash; prompts outside the world of Scenes have none."""
-    from lpo.scenes.judge import judge as verdict
-
-    path = task.folder / "judge.json"
-    task.folder.mkdir(parents=True, exist_ok=True)
-    scores = json.loads(path.read_text()) if path.exists() else {}
-    for prompt, picture in pictures:
-        digest = task.store.media.put_image(picture)[0]
+def _judge(task: Task, scores: dict[str, float], prompt: str, pictures: list[Image.Image]) -> None:
+    """Adds the judge's score in [0, 1] of each picture under its hash; a prompt outside the Scenes world has none."""
+    for picture in pictures:
         try:
-            scores[digest] = verdict(picture, prompt).score
-        except ValueError as error:
-            print(f"no judgement of {prompt!r}: {error}", flush=True)
-    write_json(path, dict(sorted(scores.items())))
+            score = judge(picture, prompt).score
+        except ValueError:  # its sentence says that the prompt names nothing of this world
+            return
+        scores[task.store.media.put_image(picture)[0]] = score
+
+
+def _scores(task: Task) -> dict[str, float]:
+    """What an earlier, stopped run of this job has judged already."""
+    path = task.folder / JUDGE_FILE
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -15,10 +15,8 @@ from PIL import Image
 from app.worker_device import interactive_threads, is_training
 from app.worker_task import Task
 from lpo.backbones import Backbone, load_policy
-from lpo.backbones.latent_space import require_same
 from lpo.backbones.lora import weights_file
 from lpo.config import Policy, from_dict
-from lpo.lrm_files import latent_space
 from lpo.reward_model import LatentRewardModel
 from lpo.sampling import sample_latents, to_pil
 from storage import Storage
@@ -40,30 +38,26 @@ class Models:
         """Takes the cores that are free now; called before every piece of work."""
         torch.set_num_threads(interactive_threads(is_training(store)))
 
-    def policy(self, policy: dict, device: str, dtype: str = "float32") -> Backbone:
-        """The policy (a Policy as plain JSON values), ready to draw. Call again after any other use of the models."""
-        wanted = from_dict(Policy, policy)
-        key = (wanted.base, device, dtype)
+    def policy(self, policy: Policy, device: str, dtype: str = "float32") -> Backbone:
+        """The policy, ready to draw. Ask again after any other use of the models: its adapters may have changed."""
+        key = (policy.base, device, dtype)
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None  # freed before the next one is loaded
-            self._backbone = (key, load_policy(wanted, device, dtype))
+            self._backbone = (key, load_policy(policy, device, dtype))
         backbone = self._backbone[1]
-        if backbone.policy != wanted:
-            backbone.set_adapters(wanted.adapters)
+        if backbone.policy != policy:
+            backbone.set_adapters(policy.adapters)
         return backbone
 
-    def lrm(self, path: str, policy: Backbone, device: str, dtype: str, allow_mismatch: bool) -> LatentRewardModel:
-        """The LRM at `path` ('scenes' is the shipped one). Raises ConfigError if its latents are not the policy's."""
-        base = policy.policy.base
+    def lrm(self, path: str, base: str, device: str, dtype: str = "float32") -> LatentRewardModel:
+        """The LRM at `path` ('scenes' is the shipped one); an official folder takes its tokenizer from `base`."""
         key = (path, base, device, dtype, _changed(path))
         if key not in self._lrms:
             self._lrms[key] = LatentRewardModel.from_pretrained(path, base, device, dtype)
             while len(self._lrms) > MOST_LRMS:
                 self._lrms.popitem(last=False)
         self._lrms.move_to_end(key)
-        lrm = self._lrms[key]
-        require_same(latent_space(lrm, base), policy.fingerprint(), path, base, allow_mismatch)
-        return lrm
+        return self._lrms[key]
 
     def rest(self, store: Storage) -> None:
         """After a job: makes room for a training that shares the accelerator."""
@@ -73,27 +67,32 @@ class Models:
             torch.cuda.empty_cache()
 
 
-def device_of(task: Task, wanted: str = "auto") -> str:
-    """The job's device, else the one that the launch was told."""
-    return task.device if wanted == "auto" else wanted
-
-
-def batch_of(backbone: Backbone) -> int:
-    """How many pictures are drawn together: few enough that the first one is soon there."""
-    _, rows, columns = backbone.latent_shape()
+def batch(task: Task, policy: dict) -> int:
+    """How many pictures of this policy are drawn together: few enough that the first ones are soon stored."""
+    _, rows, columns = _ready(task, policy).latent_shape()
     return 8 if rows * columns <= SMALL else 2
 
 
 @torch.no_grad()
-def draw(backbone: Backbone, rows: Sequence[tuple[int, str]], sampler: dict) -> list[Image.Image]:
+def draw(task: Task, policy: dict, rows: Sequence[tuple[int, str]], sampler: dict) -> list[Image.Image]:
     """One picture per (seed, prompt), the same ones that `python -m lpo sample` draws."""
-    pictures = []
-    shape = backbone.latent_shape()
-    for start in range(0, len(rows), batch_of(backbone)):
-        part = rows[start : start + batch_of(backbone)]
-        latents = sample_latents(backbone, part, shape, sampler["steps"], sampler["guidance_scale"], sampler["eta"])
+    task.worker.models.breathe(task.store)
+    size, backbone, pictures = batch(task, policy), _ready(task, policy), []
+    for start in range(0, len(rows), size):
+        latents = sample_latents(
+            backbone,
+            rows[start : start + size],
+            backbone.latent_shape(),
+            sampler["steps"],
+            sampler["guidance_scale"],
+            sampler["eta"],
+        )
         pictures += to_pil(backbone.decode(latents))
     return pictures
+
+
+def _ready(task: Task, policy: dict) -> Backbone:
+    return task.worker.models.policy(from_dict(Policy, policy), task.device)
 
 
 def provenance(policy: dict, sampler: dict, seed: int) -> dict:

@@ -8,13 +8,11 @@ import hashlib
 
 from sqlalchemy import text
 
-from app.worker_models import SAMPLER, device_of, draw, provenance
+from app.worker_models import SAMPLER, batch, draw, provenance
 from app.worker_task import Stopped, Task
 from storage import jobs as queue
 from storage import labels, media
 from storage.models import Prompt
-
-TOGETHER = 4  # pairs drawn at once; between such chunks other requests get their turn
 
 
 class PairsError(ValueError):
@@ -26,15 +24,15 @@ def run(task: Task) -> dict:
     config = task.job.config
     sampler = {**SAMPLER, **config.get("sampler", {})}
     chosen = choose(task, config.get("prompts"), config["count"])
-    made = 0
-    while made < len(chosen):
+    made, together = 0, max(1, batch(task, config["policies"][0]) // 2)
+    while made < len(chosen):  # a chunk at a time: between them other requests get their turn
         task.say(made / len(chosen), f"{made} of {len(chosen)} pairs")
         if config.get("origin") == "queue" and (task.stopping or others_wait(task)):
             break
         task.give_way(("trace", "compare"))
         if task.stopping:
             raise Stopped
-        chunk = chosen[made : made + TOGETHER]
+        chunk = chosen[made : made + together]
         store_pairs(task, chunk, config["policies"], sampler, config.get("origin", "form"))
         made += len(chunk)
     return {"pairs": made}
@@ -72,26 +70,20 @@ def pictures_of(task: Task, prompt_ids: list[int]) -> dict[int, int]:
 
 def store_pairs(task: Task, chunk: list[tuple[Prompt, int]], policies: list[dict], sampler: dict, origin: str) -> None:
     """Draws and stores the pairs of (prompt, first seed)."""
-    models = task.worker.models
-    models.breathe(task.store)
-    sides = []
-    for place in (0, 1):
-        rows = [(seed + place, prompt.text) for prompt, seed in chunk]
-        sides.append((policies[min(place, len(policies) - 1)], rows))
+    count = len(chunk)
+    rows = [[(seed + place, prompt.text) for prompt, seed in chunk] for place in (0, 1)]
+    sides = policies[0], policies[-1]
     if len(policies) == 1:
-        backbone = models.policy(policies[0], device_of(task))
-        both = draw(backbone, sides[0][1] + sides[1][1], sampler)
-        pictures = both[: len(chunk)], both[len(chunk) :]
+        both = draw(task, policies[0], rows[0] + rows[1], sampler)
+        pictures = [both[:count], both[count:]]
     else:
-        pictures = [draw(models.policy(policy, device_of(task)), rows, sampler) for policy, rows in sides]
+        pictures = [draw(task, policy, side, sampler) for policy, side in zip(sides, rows, strict=True)]
     for (prompt, seed), *two in zip(chunk, *pictures, strict=True):
-        rows = [
-            media.add_picture(
-                task.store, picture, prompt_id=prompt.id, provenance=provenance(policy, sampler, seed + place)
-            )
-            for place, (picture, (policy, _)) in enumerate(zip(two, sides, strict=True))
-        ]
-        labels.add_pair(task.store, task.job.study_id, prompt.id, rows[0].id, rows[1].id, origin)
+        stored = []
+        for place, (picture, policy) in enumerate(zip(two, sides, strict=True)):
+            origin_of = provenance(policy, sampler, seed + place)
+            stored.append(media.add_picture(task.store, picture, prompt_id=prompt.id, provenance=origin_of))
+        labels.add_pair(task.store, task.job.study_id, prompt.id, stored[0].id, stored[1].id, origin)
 
 
 def others_wait(task: Task) -> bool:
