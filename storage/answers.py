@@ -187,11 +187,16 @@ def counts(store: Storage, study_id: int) -> dict:
                 "kind": names[who].kind,
                 "labels": len(own),
                 "today": sum(label["created_at"] >= midnight for label in own),
-                "median_ms": sorted(label["milliseconds"] for label in own)[len(own) // 2],
+                "median_ms": _median([label["milliseconds"] for label in own if label["milliseconds"] is not None]),
             }
             for who, own in sorted(by_annotator.items())
         ],
     }
+
+
+def _median(values: list[int]) -> int | None:
+    """The upper median; None without values (imported labels may have no times)."""
+    return sorted(values)[len(values) // 2] if values else None
 
 
 _PROGRESS = text("""SELECT

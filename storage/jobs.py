@@ -158,8 +158,13 @@ def adopt(store: Storage, job_id: str, worker: str, stale: float = STALE_SECONDS
 def release(store: Storage, job_id: str, worker: str) -> Job:
     """Put an own job back to the queue (its process is gone, or the lab shuts down), to be resumed by any worker.
     A job that was asked to stop becomes stopped instead."""
-    state = case((Job.state == "stopping", "stopped"), else_="queued")
-    return _mine(store, job_id, worker, {"state": state, "worker": None, "pid": None, "pid_started": None})
+    to_stop = Job.state == "stopping"
+    values = {
+        "state": case((to_stop, "stopped"), else_="queued"),
+        "finished_at": case((to_stop, time.time()), else_=None),
+        "worker": None, "pid": None, "pid_started": None,
+    }  # fmt: skip
+    return _mine(store, job_id, worker, values)
 
 
 def get(store: Storage, job_id: str) -> Job:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 32 * 10**6
 MIN_SIDE = 8
+_LARGEST = f"at most {MAX_PIXELS // 10**6} megapixels are allowed."
 ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -59,9 +60,7 @@ def check_picture(data: bytes, name: str = "The picture") -> tuple[str, int, int
             with Image.open(io.BytesIO(data), formats=tuple(ENDINGS)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise MediaError(
-                        f"{name} has {width} x {height} pixels; at most {MAX_PIXELS // 10**6} megapixels are allowed."
-                    )
+                    raise MediaError(f"{name} has {width} x {height} pixels; {_LARGEST}")
                 if min(width, height) < MIN_SIDE:
                     raise MediaError(f"{name} has {width} x {height} pixels; each side needs at least {MIN_SIDE}.")
                 if getattr(image, "n_frames", 1) != 1:
@@ -70,7 +69,9 @@ def check_picture(data: bytes, name: str = "The picture") -> tuple[str, int, int
                 return ENDINGS[image.format], width, height
     except MediaError:
         raise
-    except (*_CORRUPT, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{name} has far too many pixels; {_LARGEST}") from error
+    except _CORRUPT as error:
         raise MediaError(f"{name} is not a readable PNG, JPEG or WebP picture; save it again as PNG.") from error
 
 

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import fields
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -132,7 +133,7 @@ class Source:
         choice = row.get("choice")
         if choice is None and "target" in row:
             target = row["target"]
-            if not isinstance(target, int | float) or target not in TARGETS:
+            if isinstance(target, bool) or not isinstance(target, int | float) or target not in TARGETS:
                 raise Rejected("target is not 1, 0.5 or 0: a soft label has no single annotator")
             choice = TARGETS[target]
         if choice is None:
@@ -167,7 +168,8 @@ class Source:
 
     def _open(self, name: str) -> IO[bytes]:
         try:
-            return self.zip.open(name) if self.zip is not None else (self.root / name).open("rb")
+            # buffered: a zip member's own readline(limit) may stop before both the limit and the end of the line
+            return BufferedReader(self.zip.open(name)) if self.zip is not None else (self.root / name).open("rb")
         except DAMAGED as error:  # RuntimeError: encrypted
             raise ExchangeError(f"{name} in {self.path.name} cannot be read ({error}); export it again.") from error
 

@@ -1,0 +1,55 @@
+"""Small labs for the storage tests: pictures of one colour, pairs, and annotators that answer."""
+
+import io
+
+from PIL import Image
+
+from storage import labels, media
+
+
+def picture_bytes(number: int, size: int = 16, ending: str = "PNG") -> bytes:
+    """A picture whose bytes depend on `number` only."""
+    image = Image.new("RGB", (size, size), (number % 256, number // 256 % 256, 40))
+    image.putpixel((0, 0), (255, 255, number // 65536))
+    buffer = io.BytesIO()
+    image.save(buffer, ending)
+    return buffer.getvalue()
+
+
+def add_pairs(store, study, count: int, prompts: int = 5, start: int = 0) -> list:
+    """`count` pairs over `prompts` prompts; picture numbers 2i and 2i + 1."""
+    texts = [f"prompt number {number}" for number in range(prompts)]
+    known = labels.add_prompts(store, study.id, texts)
+    pairs = []
+    for number in range(start, start + count):
+        prompt = known[number % prompts]
+        sides = [
+            media.add_picture(
+                store,
+                picture_bytes(2 * number + side),
+                prompt_id=prompt.id,
+                provenance={"policy": "scenes", "seed": side},
+            )
+            for side in (0, 1)
+        ]
+        pairs.append(labels.add_pair(store, study.id, prompt.id, sides[0].id, sides[1].id, "queue"))
+    return pairs
+
+
+def answer(store, study, who, pair_id: int, choice: str = "first", key: str | None = None, **more):
+    """One vote, with a key of its own unless one is given."""
+    answer.count += 1
+    return labels.vote(
+        store,
+        study_id=study.id,
+        pair_id=pair_id,
+        annotator_id=who.id,
+        choice=choice,
+        left="first",
+        milliseconds=900,
+        client_key=key or f"key-{answer.count}",
+        **more,
+    )
+
+
+answer.count = 0
