@@ -4,27 +4,27 @@ import json
 from pathlib import Path
 
 
-def meta(folder: Path) -> dict:
-    """The `meta` of an LRM folder of our own format; empty if it says nothing (an official checkpoint)."""
-    path = folder / "lrm.json"
-    return json.loads(path.read_text()).get("meta", {}) if path.exists() else {}
+def of_lrm(folder: Path) -> dict:
+    """What was measured of an LRM: the result of the run that ended in this folder, else what its own file says.
+
+    Keys, if measured: heldout and heldout_by_timestep (see lpo/calibration.py), temperature, training_pairs. Empty for
+    an official checkpoint or one from the middle of a run.
+    """
+    result = folder.parent.parent / "result.json"
+    if folder.name == "final" and result.exists():
+        return json.loads(result.read_text())
+    own = folder / "lrm.json"
+    return json.loads(own.read_text()).get("meta", {}) if own.exists() else {}
 
 
 def accuracy(folder: Path, name: str) -> dict | None:
     """Held-out accuracy per timestep with its interval, as `app.figures` draws it; None if it was never measured."""
-    rows = [r for r in heldout(meta(folder)) if r["accuracy"]["value"] is not None]
+    rows = [r for r in of_lrm(folder).get("heldout_by_timestep") or [] if r["accuracy"]["value"] is not None]
     if not rows:
         return None
     rows.sort(key=lambda r: -r["t"])
-    return {
-        "lrm": name,
-        "t": [r["t"] for r in rows],
-        "accuracy": [r["accuracy"]["value"] for r in rows],
-        "low": [r["accuracy"]["low"] for r in rows],
-        "high": [r["accuracy"]["high"] for r in rows],
+    parts = {
+        key: [r["accuracy"][part] for r in rows]
+        for key, part in (("accuracy", "value"), ("low", "low"), ("high", "high"))
     }
-
-
-def heldout(report: dict) -> list[dict]:
-    """The rows {"t", "pairs", "accuracy", "log_loss", "ece"} of a report, each value with its interval."""
-    return (report.get("heldout") or {}).get("timesteps", [])
+    return {"lrm": name, "t": [r["t"] for r in rows], **parts}

@@ -148,7 +148,8 @@ def outcome(kind: str, result: dict | None) -> str:
     if not result:
         return ""
     if kind == "train-lpo":
-        start, end = result.get("heldout_reward_start"), result.get("heldout_reward")
+        last = result.get("metrics") or {}
+        start, end = last.get("heldout_reward_reference"), last.get("heldout_reward")
         if start is None or end is None:
             return "The adapter is ready. Its LRM score is not the verdict: compare it blindly with the base."
         return (

@@ -37,24 +37,39 @@ def lrm(rows: list[dict], result: dict | None) -> dict:
 
 
 def lpo(rows: list[dict]) -> dict:
-    """Reward, reward against drift, what is kept, what is clamped, and diversity."""
+    """Reward, reward against drift, diversity, margin, what is kept and clamped, and what is kept at each t."""
     panels = [
-        {"title": "reward", "lines": [("sampled", "reward", BLUE), ("held-out prompts", "heldout_reward", RED)]},
-        {"title": "reward against drift", "path": ("drift", "heldout_reward"), "x": "drift from the reference, in σ"},
+        {"title": "reward", "lines": [("sampled", "reward", BLUE), ("held out", "heldout_reward", RED)]},
         {
-            "title": "pairs kept",
-            "percent": True,
-            "lines": [("", "kept_fraction", BLUE)],
-            "marks": [(0.05, "too few"), (0.9, "too many")],
+            "title": "held-out reward against drift",
+            "path": ("drift", "heldout_reward"),
+            "x": "drift from the reference / σ",
         },
-        {"title": "margin and loss", "lines": [("margin", "margin", GREEN), ("loss", "loss", BLUE)]},
-        {"title": "at the clamp", "percent": True, "lines": [("", "clamp_fraction", BLUE)]},
         {"title": "diversity across seeds", "lines": [("", "diversity", PINK)]},
+        {"title": "", "lines": [("margin", "margin", GREEN), ("loss", "loss", BLUE)]},
+        {
+            "title": "pairs",
+            "percent": True,
+            "lines": [("kept", "kept_fraction", BLUE), ("clamped", "clamp_fraction", RED)],
+            "marks": [(0.05, "too few kept"), (0.9, "too many kept")],
+        },
+        {"title": "kept at each t", "percent": True, "points": _kept_by_t(rows), "x": "timestep t", "reverse": True},
     ]
     return _grid([p for p in panels if _has(p, rows)], rows, 3)
 
 
+def _kept_by_t(rows: list[dict]) -> list[tuple[int, dict]]:
+    """The mean kept fraction of each timestep over the last ten iterations."""
+    found: dict[int, list[float]] = {}
+    for row in rows[-10:]:
+        for t, kept in (row.get("kept_by_t") or {}).items():
+            found.setdefault(int(t), []).append(kept)
+    return [(t, {"value": sum(k) / len(k), "low": None, "high": None}) for t, k in sorted(found.items(), reverse=True)]
+
+
 def _has(panel: dict, rows: list[dict]) -> bool:
+    if "points" in panel:
+        return bool(panel["points"])
     names = [key for _, key, _ in panel.get("lines", ())] + list(panel.get("path", ()))[1:]
     return any(row.get(name) is not None for row in rows for name in names)
 
@@ -200,6 +215,9 @@ def _interval_line(points: list[tuple[int, dict]]) -> dict:
 def _path(rows: list[dict], x: str, y: str) -> dict:
     """Where the run has been in the plane of two metrics; the step is written at the first and last point."""
     points = [(row[x], row[y], row["step"]) for row in rows if row.get(x) is not None and row.get(y) is not None]
+    start = next((row[f"{y}_reference"] for row in reversed(rows) if row.get(f"{y}_reference") is not None), None)
+    if points and start is not None:
+        points.insert(0, (0.0, start, 0))  # the reference itself
     labels = [f"step {s}" if i in (0, len(points) - 1) else "" for i, (_, _, s) in enumerate(points)]
     return {
         "type": "scatter",

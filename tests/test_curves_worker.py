@@ -2,17 +2,16 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
 from PIL import Image
 
 from app import traces, worker_trace
+from app.worker_models import Models
 from app.worker_task import Stopped
 from lpo.backbones import load_policy
 from lpo.config import ConfigError, Policy, TraceConfig, to_dict
-from lpo.lrm_files import latent_space
 from lpo.reward_model import LatentRewardModel
 from lpo.trace import load_trace, score_trace
 from storage import jobs
@@ -20,24 +19,10 @@ from storage import jobs
 GOLDEN = Path(__file__).parent / "data" / "golden"
 BASE, LRM = str(GOLDEN / "tiny_sd15"), str(GOLDEN / "lrm_sd15")
 POLICY = {"base": BASE, "adapters": []}
+MODELS = Models()
 CONFIG = TraceConfig(
     policy=Policy(BASE), lrm=(LRM,), prompt="a red circle", seeds=(3, 5), steps=4, siblings=3, device="cpu"
 )
-
-
-class Models:
-    """What the interactive worker keeps loaded."""
-
-    known: ClassVar[dict] = {}
-
-    def policy(self, policy, device, dtype):
-        return self.known.setdefault("policy", self.known.get("policy") or load_policy(policy, device, dtype))
-
-    def lrm(self, path, base, device, dtype):
-        if path not in self.known:
-            self.known[path] = LatentRewardModel.from_pretrained(path, base, device, dtype)
-            latent_space(self.known[path], BASE)
-        return self.known[path]
 
 
 class Task:
@@ -46,7 +31,7 @@ class Task:
     def __init__(self, store, request, stop_after=None):
         self.store, self.device, self.said = store, "cpu", []
         self.job = jobs.submit(store, "trace", "interactive", request)
-        self.worker = type("Worker", (), {"models": Models()})()
+        self.worker = type("Worker", (), {"models": MODELS})()
         self.stop_after = stop_after
 
     @property
@@ -148,7 +133,9 @@ def test_a_stopped_trace_shows_its_steps_and_can_be_done_again(store):
 
 def test_an_lrm_of_another_latent_space_is_refused_with_one_sentence(store, monkeypatch):
     monkeypatch.setattr(
-        worker_trace, "latent_space", lambda lrm, base: {**load_policy(Policy(BASE)).fingerprint(), "channels": 16}
+        worker_trace,
+        "latent_space",
+        lambda lrm, base: {**load_policy(Policy(BASE), "cpu").fingerprint(), "channels": 16},
     )
     with pytest.raises(ConfigError, match="16 against 4 latent channels"):
         worker_trace.run(Task(store, request()))

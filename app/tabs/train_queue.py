@@ -6,6 +6,7 @@ Polled while something runs; what is costly to send (plots, pictures, log) is se
 import base64
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from html import escape
@@ -265,7 +266,7 @@ def pictures_html(job: dict) -> str:
     steps = sorted({s["step"] for s in samples})
     names = list(dict.fromkeys(s["prompt"] for s in samples))
     found = {(s["prompt"], s["step"]): s["path"] for s in samples}
-    texts = prompt_texts(Path(job["run_dir"]))
+    texts = row_names(Path(job["run_dir"]), names)
     head = "<tr><th></th>" + "".join(f"<th>step {step}</th>" for step in steps) + "</tr>"
     body = "".join(
         f"<tr><th>{escape(texts.get(name, name.replace('_', ' ')))}</th>"
@@ -276,12 +277,16 @@ def pictures_html(job: dict) -> str:
     return f'<div class="tq-scroll"><table class="tq-grid">{head}{body}</table></div>'
 
 
-def prompt_texts(run_dir: Path) -> dict[str, str]:
-    """{"prompt0_seed0": its prompt}, if the run says so."""
-    path = run_dir / "samples" / "prompts.json"
-    if not path.exists():
-        return {}
-    return json.loads(path.read_text())
+def row_names(run_dir: Path, names: list[str]) -> dict[str, str]:
+    """{"prompt0_seed1": "a red star, seed 1"}: the held-out prompts that the worker wrote beside the run."""
+    path = run_dir / "eval_prompts.json"
+    texts = json.loads(path.read_text()) if path.exists() else []
+    out = {}
+    for name in names:
+        match = re.fullmatch(r"prompt(\d+)_seed(\d+)", name)
+        known = match and int(match[1]) < len(texts)
+        out[name] = f"{texts[int(match[1])]} · seed {match[2]}" if known else name.replace("_", " ")
+    return out
 
 
 def _image(path: str | None, name: str, step: int) -> str:
