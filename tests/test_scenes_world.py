@@ -12,7 +12,16 @@ import pytest
 
 from lpo.scenes import world
 from lpo.scenes.judge import compare, truth
-from lpo.scenes.world import HELD_OUT_PAIRS, caption, hard_negative, parse_caption, prompts, render, sample_scene, split_of
+from lpo.scenes.world import (
+    HELD_OUT_PAIRS,
+    caption,
+    hard_negative,
+    parse_caption,
+    prompts,
+    render,
+    sample_scene,
+    split_of,
+)
 
 PROMPTS = json.loads((Path(world.__file__).parent / "prompts.json").read_text())
 
@@ -23,7 +32,7 @@ def scenes(count: int, seed: int = 0, **options) -> list[world.Scene]:
 
 
 def test_the_same_seed_draws_the_same_picture() -> None:
-    for first, again in zip(scenes(12), scenes(12)):
+    for first, again in zip(scenes(12), scenes(12), strict=True):
         assert first == again
         picture = render(first)
         assert picture.size == (64, 64) and picture.mode == "RGB"
@@ -55,7 +64,7 @@ def test_captions_parse_back_to_the_scene() -> None:
     for scene in scenes(800, seed=3):
         claims = parse_caption(caption(scene, rng).upper() + ".")
         assert [(c.shape, c.colour) for c in claims.objects] == [(o.shape, o.colour) for o in scene.objects]
-        for claim, thing in zip(claims.objects, scene.objects):
+        for claim, thing in zip(claims.objects, scene.objects, strict=True):
             assert claim.size in (None, thing.size)
             silent["size"] += claim.size is None
         assert claims.relation in (None, scene.relation)

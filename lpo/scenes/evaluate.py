@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from lpo.scenes.judge import SLOTS, Seen, judge, read, style_score, truth
+from lpo.scenes.judge import CENTRES, Seen, judge, read, style_score, truth
 from lpo.scenes.world import HELD_OUT_PAIRS, caption, prompts, render, sample_scene
 
 MODEL = Path(__file__).parent / "weights" / "model"
@@ -81,10 +81,9 @@ def _answers(seen: Seen, real: Seen):
     """(kind, read, true) for layout, background and each object in its place."""
     yield "layout", seen.layout, real.layout
     yield "background", seen.background, real.background
-    for i in range(SLOTS[real.layout]):
+    for i in range(len(CENTRES[real.layout])):
         got = seen.objects[i] if seen.layout == real.layout else ("missing",) * 3
-        for kind, a, b in zip(("shape", "colour", "size"), got, real.objects[i]):
-            yield kind, a, b
+        yield from zip(("shape", "colour", "size"), got, real.objects[i], strict=True)
 
 
 def generated(model: Path, texts: list[str], seeds: list[int], steps: int, guidance: float, batch: int = 12):
@@ -103,7 +102,7 @@ def generated(model: Path, texts: list[str], seeds: list[int], steps: int, guida
         pictures = pipeline(
             [texts[i] for i, _ in part], num_inference_steps=steps, guidance_scale=guidance, generator=noise
         ).images
-        for (i, seed), picture in zip(part, pictures):
+        for (i, seed), picture in zip(part, pictures, strict=True):
             yield i, seed, picture
 
 

@@ -1,9 +1,10 @@
 """Reads a picture and says which of a prompt's claims are there: the simulated annotator's eyes.
 
-A small convolutional network (weights in `weights/judge.npz`, trained by `python -m lpo.scenes.judge_train` on blurred,
-noised, bent and spoilt renderings) names layout, background and, for one or two objects, shape, colour and size. What
-it is not sure of is *unreadable* and counts as wrong. It runs in numpy, so any process may ask it. It is never a
-reward: only tests and studies use it, as a simulated annotator whose labels are marked as such.
+Two small convolutional networks (weights in `weights/judge.npz`, trained by `python -m lpo.scenes.judge_train` on
+blurred, noised, bent and spoilt renderings) name layout and background, and in a crop around each place where an
+object stands its shape, colour and size. What they are not sure of is *unreadable* and counts as wrong. They run in
+numpy, so any process may ask. The judge is never a reward: only tests and studies use it, as a simulated annotator
+whose labels are marked as such.
 """
 
 from __future__ import annotations
@@ -19,23 +20,25 @@ from lpo.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Attributes, Sc
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.npz"
 LAYOUTS = ("none", "single", "row", "column")
-HEADS = {
-    "layout": LAYOUTS,
-    "background": (*BACKGROUNDS, "unreadable"),
-    **{f"shape{i}": (*SHAPES, "unreadable") for i in (1, 2)},
-    **{f"colour{i}": (*COLOURS, "unreadable") for i in (1, 2)},
-    **{f"size{i}": SIZES for i in (1, 2)},
-}
+SCENE_HEADS = {"layout": LAYOUTS, "background": (*BACKGROUNDS, "unreadable")}
+OBJECT_HEADS = {"shape": (*SHAPES, "unreadable"), "colour": (*COLOURS, "unreadable"), "size": SIZES}
 CONFIDENCE = {"layout": 0.5, "background": 0.5, "shape": 0.6, "colour": 0.5, "size": 0.5}
-SLOTS = {"none": 0, "single": 1, "row": 2, "column": 2}
-RELATION_OF = {("row", True): "left of", ("row", False): "right of", ("column", True): "above", ("column", False): "below"}
+CROP = 36  # pixels around the place where an object of that layout stands
+CENTRES = {"none": (), "single": ((32, 32),), "row": ((17, 32), (47, 32)), "column": ((32, 17), (32, 47))}  # x, y
+STRIDES = {"scene": (2, 2, 2, 2), "object": (2, 1, 2, 2)}
+RELATION_OF = {
+    ("row", True): "left of",
+    ("row", False): "right of",
+    ("column", True): "above",
+    ("column", False): "below",
+}
 
 
 @dataclass(frozen=True)
 class Seen:
     """What a picture shows; objects are (shape, colour, size), left to right or top to bottom.
 
-    Each entry may be 'unreadable'. layout: none, single, row or column.
+    Each entry may be 'unreadable'; layout: none, single, row, column or unreadable.
     """
 
     layout: str
@@ -96,7 +99,7 @@ def _check(claims: Attributes, seen: Seen, match: tuple[int | None, ...]) -> Ver
             if got == "unreadable":
                 unreadable.append(name)
 
-    for number, (claim, index) in enumerate(zip(claims.objects, match), 1):
+    for number, (claim, index) in enumerate(zip(claims.objects, match, strict=True), 1):
         shape, colour, size = ("missing",) * 3 if index is None else seen.objects[index]
         answer(f"shape{number}", claim.shape, shape)
         answer(f"colour{number}", claim.colour, colour)
@@ -124,38 +127,44 @@ def _convolve(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) 
     return np.maximum(np.einsum("chwij,ocij->ohw", windows, weight, optimize=True) + bias[:, None, None], 0)
 
 
-def probabilities(picture: Image.Image) -> dict[str, np.ndarray]:
-    """The network's probabilities for every head of HEADS; any picture is brought to 64 x 64 RGB first."""
+def _features(x: np.ndarray, name: str) -> np.ndarray:
+    """Hidden units (128,) of the network `name` for x (3, H, W) in [-1, 1]."""
     net = _network()
+    for layer, stride in enumerate(STRIDES[name]):
+        x = _convolve(x, net[f"{name}.convs.{layer}.weight"], net[f"{name}.convs.{layer}.bias"], stride)
+    return np.maximum(net[f"{name}.hidden.weight"] @ x.ravel() + net[f"{name}.hidden.bias"], 0)
+
+
+def _answers(hidden: np.ndarray, name: str, heads: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """The likeliest class of every head, or 'unreadable' below its confidence."""
+    logits = _network()[f"{name}.out.weight"] @ hidden + _network()[f"{name}.out.bias"]
+    given, start = {}, 0
+    for head, classes in heads.items():
+        part = np.exp(logits[start : start + len(classes)] - logits[start : start + len(classes)].max())
+        start += len(classes)
+        best = int(part.argmax())
+        given[head] = classes[best] if part[best] / part.sum() >= CONFIDENCE[head] else "unreadable"
+    return given
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """(3, 64, 64) in [-1, 1]; any picture is brought to 64 x 64 RGB first."""
     picture = picture.convert("RGB")
     if picture.size != (64, 64):
         picture = picture.resize((64, 64), Image.LANCZOS)
-    x = np.asarray(picture, np.float32).transpose(2, 0, 1) / 127.5 - 1
-    for layer, stride in enumerate((2, 2, 1, 2)):
-        x = _convolve(x, net[f"conv{layer}.weight"], net[f"conv{layer}.bias"], stride)
-    hidden = np.maximum(net["hidden.weight"] @ x.ravel() + net["hidden.bias"], 0)
-    logits = net["out.weight"] @ hidden + net["out.bias"]
-    edges = np.cumsum([len(classes) for classes in HEADS.values()])[:-1]
-    answers = {}
-    for name, part in zip(HEADS, np.split(logits, edges)):
-        weights = np.exp(part - part.max())
-        answers[name] = weights / weights.sum()
-    answers["style"] = np.clip(net["style.weight"] @ hidden + net["style.bias"], -0.25, 1.25)
-    return answers
+    return np.asarray(picture, np.float32).transpose(2, 0, 1) / 127.5 - 1
 
 
 def read(picture: Image.Image) -> Seen:
-    """What the judge sees in a picture."""
-    given = probabilities(picture)
-
-    def name(head: str) -> str:
-        best = int(given[head].argmax())
-        sure = given[head][best] >= CONFIDENCE[head.rstrip("12")]
-        return HEADS[head][best] if sure else "unreadable"
-
-    layout = LAYOUTS[int(given["layout"].argmax())]
-    things = tuple((name(f"shape{i}"), name(f"colour{i}"), name(f"size{i}")) for i in range(1, SLOTS[layout] + 1))
-    return Seen(layout, things, name("background"))
+    """What the judge sees in a picture: layout and background first, then each object in a crop around its place."""
+    x = _pixels(picture)
+    scene = _answers(_features(x, "scene"), "scene", SCENE_HEADS)
+    wide = np.pad(x, ((0, 0), (CROP // 2,) * 2, (CROP // 2,) * 2), mode="edge")
+    things = []
+    for cx, cy in CENTRES.get(scene["layout"], ()):
+        thing = _answers(_features(wide[:, cy : cy + CROP, cx : cx + CROP], "object"), "object", OBJECT_HEADS)
+        things.append((thing["shape"], thing["colour"], thing["size"]))
+    return Seen(scene["layout"], tuple(things), scene["background"])
 
 
 def judge(picture: Image.Image, prompt: str) -> Verdict:
@@ -165,7 +174,9 @@ def judge(picture: Image.Image, prompt: str) -> Verdict:
 
 def style_score(picture: Image.Image) -> float:
     """The uncaptioned axis as read from a picture: 0 washed-out and flat, 1 vivid, glossy and glowing."""
-    return float(probabilities(picture)["style"][0])
+    net = _network()
+    hidden = _features(_pixels(picture), "scene")
+    return float((net["style.weight"] @ hidden + net["style.bias"])[0])
 
 
 def simulated_vote(

@@ -99,7 +99,7 @@ def layout_targets(scene: Scene, text: str) -> list[int]:
             "above": ("top", "bottom"),
             "below": ("bottom", "top"),
         }[scene.relation]
-        for place, thing, claim in zip(places, scene.objects, claims.objects):
+        for place, thing, claim in zip(places, scene.objects, claims.objects, strict=True):
             size = SIZES.index(thing.size) if claim.size else IGNORE
             rows[place] = [SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), size]
     background = BACKGROUNDS.index(scene.background) if claims.background else len(BACKGROUNDS)
@@ -117,8 +117,9 @@ class LayoutHead(nn.Module):
     def loss(self, embedding: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean cross-entropy over all 16 questions, and whether every question of a caption is answered right (B,)."""
         losses, right = [], torch.ones(len(targets), dtype=torch.bool, device=targets.device)
-        for logits, target in zip(self.linear(embedding).split(self.sizes, -1), targets.unbind(-1)):
-            losses.append(F.cross_entropy(logits, target, ignore_index=IGNORE))
+        for logits, target in zip(self.linear(embedding).split(self.sizes, -1), targets.unbind(-1), strict=True):
+            asked = (target != IGNORE).sum().clamp(min=1)
+            losses.append(F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum") / asked)
             right &= (logits.argmax(-1) == target) | (target == IGNORE)
         return torch.stack(losses).mean(), right
 
@@ -143,7 +144,7 @@ def train_text(
         rng = np.random.default_rng((seed, 78, step))
         scenes = [sample_scene(rng) for _ in range(BATCH)]
         captions = [train_caption(scene, rng) for scene in scenes]
-        targets = torch.tensor([layout_targets(s, c) for s, c in zip(scenes, captions)], device=device)
+        targets = torch.tensor([layout_targets(s, c) for s, c in zip(scenes, captions, strict=True)], device=device)
         output = encoder(encode(tokenizer, captions, device))
         pad = int(rng.integers(LENGTH - 6, LENGTH))
         loss, right = head.loss(output.pooler_output, targets)

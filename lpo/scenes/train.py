@@ -31,7 +31,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="where the diffusers folder goes (default: OUT/model)")
     parser.add_argument("--stage", choices=STAGES, default="unet", help="last stage to run (default: all of them)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads, or processes of the UNet (default: 2)")
     parser.add_argument("--scenes", type=int, default=48_000, help="pictures to draw (default: 48000)")
     parser.add_argument("--batch", type=int, default=24, help="pictures a UNet step (default: 24)")
     parser.add_argument("--vae-minutes", type=float, default=12.0)
@@ -41,6 +41,38 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="allow --out to hold an earlier run, and continue it")
     return parser.parse_args(argv)
+
+
+def unet_process(rank: int, world: int, args: argparse.Namespace) -> None:
+    """One of `world` processes of the UNet stage; the earlier stages are read from their files."""
+    log = Log(args.out / "train_log.jsonl")
+    if world > 1:
+        torch.set_num_threads(1)
+        rendezvous = f"file://{(args.out / 'rendezvous').resolve()}"
+        torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    pictures = rendered(args.out, args.scenes, args.seed, args.threads)
+    vae = train_vae(args.out, pictures, args.vae_minutes, args.device, log, args.seed)
+    latents = cached_latents(args.out, vae, pictures, args.device)
+    tokenizer = build_tokenizer(args.seed)
+    encoder, head = train_text(args.out, tokenizer, args.text_minutes, args.device, log, args.seed)
+    train_unet(
+        args.out,
+        vae,
+        encoder,
+        head,
+        tokenizer,
+        latents,
+        args.unet_minutes,
+        args.device,
+        log,
+        args.model or args.out / "model",
+        args.export_minutes,
+        args.batch,
+        args.seed,
+        args.seed,
+        rank,
+        world,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,27 +91,17 @@ def main(argv: list[str] | None = None) -> None:
     pictures = rendered(args.out, args.scenes, args.seed, args.threads)
     if last >= 1:
         vae = train_vae(args.out, pictures, args.vae_minutes, args.device, log, args.seed)
-        latents = cached_latents(args.out, vae, pictures, args.device)
+        cached_latents(args.out, vae, pictures, args.device)
     if last >= 2:
-        tokenizer = build_tokenizer(args.seed)
-        encoder, head = train_text(args.out, tokenizer, args.text_minutes, args.device, log, args.seed)
+        train_text(args.out, build_tokenizer(args.seed), args.text_minutes, args.device, log, args.seed)
     if last >= 3:
-        train_unet(
-            args.out,
-            vae,
-            encoder,
-            head,
-            tokenizer,
-            latents,
-            args.unet_minutes,
-            args.device,
-            log,
-            args.model or args.out / "model",
-            args.export_minutes,
-            args.batch,
-            args.seed,
-            args.seed,
-        )
+        world = args.threads if args.device == "cpu" else 1
+        rendezvous = args.out / "rendezvous"
+        rendezvous.unlink(missing_ok=True)
+        if world == 1:
+            unet_process(0, 1, args)
+        else:
+            torch.multiprocessing.start_processes(unet_process, (world, args), world, start_method="spawn")
     log("finished", stage_done=args.stage)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch.nn import functional as F
 
 from lpo.scenes.dataset import object_weights, scene_of
 from lpo.scenes.progress import Log, load_state, save_state
@@ -51,7 +50,9 @@ def vae_loss(vae: AutoencoderKL, x: torch.Tensor, weights: torch.Tensor) -> tupl
     y = vae.decode(posterior.sample()).sample.float()
     error = y - x
     pixels = (weights * error.abs()).mean()
-    edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (weights[..., 1:, :] * error.diff(dim=-2).abs()).mean()
+    edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (
+        weights[..., 1:, :] * error.diff(dim=-2).abs()
+    ).mean()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
     psnr = -10 * math.log10(float(((error.detach() / 2) ** 2).mean()))
@@ -98,7 +99,9 @@ def train_vae(out: Path, pictures: np.ndarray, minutes: float, device: str, log:
 
 
 @torch.no_grad()
-def cached_latents(out: Path, vae: AutoencoderKL, pictures: np.ndarray, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def cached_latents(
+    out: Path, vae: AutoencoderKL, pictures: np.ndarray, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Posterior mean and std of every picture, fp16 (N, 4, 16, 16) each, computed once and kept in `out`."""
     path = out / "latents.pt"
     if not path.exists():

@@ -126,7 +126,7 @@ def sample_scene(
     places = _places(rng, relation)
     things = tuple(
         Thing(shape, colour, size, x, y, float(rng.uniform(*RADII[size])), float(rng.uniform(-0.15, 0.15)))
-        for (shape, colour), size, (x, y) in zip(looks, sizes, places)
+        for (shape, colour), size, (x, y) in zip(looks, sizes, places, strict=True)
     )
     style = float(rng.random()) if style is None else float(style)
     return Scene(str(rng.choice(BACKGROUNDS)), things, relation, style, int(rng.integers(1 << 30)))
@@ -140,8 +140,8 @@ def _places(rng: np.random.Generator, relation: str | None) -> list[tuple[float,
     across = [0.5 + rng.uniform(-0.035, 0.035) for _ in range(2)]
     along = (near, far) if relation in ("left of", "above") else (far, near)
     if relation in ("left of", "right of"):
-        return [(float(a), float(c)) for a, c in zip(along, across)]
-    return [(float(c), float(a)) for a, c in zip(along, across)]
+        return [(float(a), float(c)) for a, c in zip(along, across, strict=True)]
+    return [(float(c), float(a)) for a, c in zip(along, across, strict=True)]
 
 
 def hard_negative(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -206,7 +206,7 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
 
 
 def _mix(a: tuple[int, ...], b: tuple[int, ...], k: float) -> tuple[int, ...]:
-    return tuple(int(x + (y - x) * k) for x, y in zip(a, b))
+    return tuple(int(x + (y - x) * k) for x, y in zip(a, b, strict=True))
 
 
 def _gradient(side: int, stops: list[tuple[float, tuple[int, ...]]]) -> Image.Image:
@@ -235,7 +235,9 @@ def _background(name: str, side: int, rng: np.random.Generator) -> Image.Image:
         _dots(draw, side, rng, 16, (0, 0.85), (0.006, 0.012), [(255, 255, 255), (200, 206, 240)])
         _hills(draw, side, rng, 0.92, 0.02, (14, 18, 38))
     elif name == "sunset":
-        picture = _gradient(side, [(0, (84, 52, 128)), (0.4, (226, 98, 98)), (0.78, (254, 188, 104)), (1, (250, 170, 96))])
+        picture = _gradient(
+            side, [(0, (84, 52, 128)), (0.4, (226, 98, 98)), (0.78, (254, 188, 104)), (1, (250, 170, 96))]
+        )
         draw = ImageDraw.Draw(picture)
         x, y, r = rng.uniform(0.2, 0.8) * side, side * 0.82, side * 0.1
         draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 232, 168))
@@ -352,14 +354,22 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 _SIZE_OF = {word: size for size, words in SIZE_WORDS.items() for word in words}
-_NOUN = re.compile(
-    rf"(?:\b({'|'.join(_SIZE_OF)})\s+)?(?:\b({'|'.join(COLOURS)})\s+)?\b({'|'.join(SHAPES)})\b"
-)
-_RELATION_OF = [("left of", "left of"), ("right of", "right of"), ("above", "above"), ("over", "above"),
-                ("below", "below"), ("under", "below")]
+_NOUN = re.compile(rf"(?:\b({'|'.join(_SIZE_OF)})\s+)?(?:\b({'|'.join(COLOURS)})\s+)?\b({'|'.join(SHAPES)})\b")
+_RELATION_OF = [
+    ("left of", "left of"),
+    ("right of", "right of"),
+    ("above", "above"),
+    ("over", "above"),
+    ("below", "below"),
+    ("under", "below"),
+]
 _BACKGROUND_WORDS = {
-    "night": ("night", "starry"), "sunset": ("sunset",), "meadow": ("meadow",), "sea": ("sea",),
-    "snow": ("snow", "snowy"), "plain": ("plain", "grey"),
+    "night": ("night", "starry"),
+    "sunset": ("sunset",),
+    "meadow": ("meadow",),
+    "sea": ("sea",),
+    "snow": ("snow", "snowy"),
+    "plain": ("plain", "grey"),
 }
 
 
