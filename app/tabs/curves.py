@@ -119,7 +119,7 @@ def plan(lab: Lab, form: forms.Form, prompt: str, seeds: str, policies: list[str
     if not lrms:
         raise ConfigError("No LRM is chosen; choose one, or train one in the Train tab.")
     names = {value: name for name, value in choices.policies(lab)}
-    scorers = [(name, choices.lrm(lab, value)) for name, value in choices.lrms(lab) if value in lrms]
+    scorers = [[name, choices.lrm(lab, value)] for name, value in choices.lrms(lab) if value in lrms]
     chosen = [(names.get(value, value), choices.policy(lab, value)) for value in policies]
     config = form.read(
         values,

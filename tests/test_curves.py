@@ -1,0 +1,166 @@
+"""What the Curves tab draws and asks for, without a browser: numbers against hand-made trajectories."""
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+
+from app import figures, reports, traces
+from app.tabs import curves
+from lpo.config import ConfigError, from_dict, from_preset, to_dict
+from lpo.config import TraceConfig as Config
+from storage import traces as stored
+
+
+def curve(policy="base", seed=0, scores=(1.0, 2.0, 3.0), lrm="LRM 1", **siblings):
+    steps = [{"step": i, "t": 900 - 450 * i, "score": s, **siblings} for i, s in enumerate(scores)]
+    return {
+        "trace": f"{policy}{seed}",
+        "policy": policy,
+        "seed": seed,
+        "lrm": lrm,
+        "total": 2,
+        "pictures": 3,
+        "steps": steps,
+    }
+
+
+ACCURACY = {"lrm": "LRM 1", "t": [900, 1], "accuracy": [0.5, 0.8], "low": [0.4, 0.7], "high": [0.6, 0.9]}
+
+
+def test_noise_is_at_the_left_and_both_plots_share_their_axis():
+    value = figures.rewards([curve()], [ACCURACY])
+    layout = value["figure"]["layout"]
+    assert layout["xaxis"]["range"] == [1000, 0]
+    assert layout["xaxis"]["anchor"] == "y2"
+    assert layout["yaxis2"]["domain"][1] < layout["yaxis"]["domain"][0]
+    errors = next(d["error_y"] for d in value["figure"]["data"] if "error_y" in d)
+    assert errors["array"] == pytest.approx([0.1, 0.1])
+    assert errors["arrayminus"] == pytest.approx([0.1, 0.1])
+    assert "yaxis2" not in figures.rewards([curve()])["figure"]["layout"]
+
+
+def test_one_policy_is_coloured_by_seed_several_by_policy():
+    one = figures.names([curve(seed=0), curve(seed=1)])
+    assert len({c["color"] for c in one}) == 2
+    two = figures.names([curve(seed=0), curve(seed=1), curve("LPO 1", 0), curve("LPO 1", 1)])
+    assert two[0]["color"] == two[1]["color"] != two[2]["color"] == two[3]["color"]
+    by_lrm = figures.names([curve(), curve(lrm="LRM 2")])
+    assert by_lrm[0]["dash"] != by_lrm[1]["dash"]
+
+
+def test_direct_labels_never_cover_each_other_nor_leave_the_plot():
+    value = figures.rewards([curve(seed=i, scores=(1.0, 2.0, 3.0 + i / 1000)) for i in range(6)], height=420)
+    layout = value["figure"]["layout"]
+    low, high = layout["yaxis"]["range"]
+    places = sorted(a["y"] for a in layout["annotations"] if a.get("yref") == "y")
+    assert len(places) == 6
+    pixels = [(b - a) / (high - low) * 400 for a, b in pairwise(places)]
+    assert min(pixels) > 12
+    assert low <= places[0] <= places[-1] <= high
+
+
+def test_the_mean_waits_until_all_seeds_have_come_that_far():
+    curves_ = [curve(seed=0), curve(seed=1, scores=(3.0, 4.0)), curve("LPO 1"), curve("LPO 1", 1)]
+    means = [d for d in figures.rewards(curves_)["figure"]["data"] if d["line"]["width"] > 3]
+    assert means[0]["x"] == [900, 450]
+    assert means[0]["y"] == [2.0, 3.0]
+
+
+def test_the_bar_of_a_dropped_pair_is_the_spread_that_it_lacked():
+    """A pair is kept if tanh(spread / 2) > threshold, so a bar of the drawn length would just be kept."""
+    steps = curve(low=1.0, high=1.4, threshold=0.5, kept=False)
+    data = figures.rewards([steps], siblings=True)["figure"]["data"]
+    bar = next(d for d in data if d["line"].get("dash") == "dot")
+    length = bar["y"][1] - bar["y"][0]
+    assert math.tanh(length / 2) == pytest.approx(0.5)
+    assert not any(d["line"].get("dash") == "dot" for d in figures.rewards([steps])["figure"]["data"])
+
+
+def test_where_two_policies_part_is_told_in_words():
+    text = figures.parting([curve(scores=(1.0, 1.0, 1.0)), curve("LPO 1", scores=(1.0, 1.1, 2.1))])
+    assert text.startswith("LPO 1 ends 1.10 above base; they part fastest between t = 450 and 0.")
+    assert figures.parting([curve()]) == ""
+
+
+def test_the_table_has_a_row_per_step_and_empty_cells_for_what_was_not_measured():
+    rows = figures.rows([curve(), curve("LPO 1")])
+    assert len(rows) == 6
+    assert rows[0] == {
+        "policy": "base", "seed": 0, "lrm": "LRM 1", "trace": "base0", "step": 0, "t": 900, "score": 1.0,
+        "low": None, "high": None, "gap": None, "threshold": None, "kept": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0 1 2", (0, 1, 2)), ("5", (5,)), ("0-2, 7", (0, 1, 2, 7)), ("1;1, 2", (1, 2)), (" 3 ", (3,))]
+)
+def test_seeds_as_people_write_them(text, seeds):
+    assert curves.read_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a b", "-1", "1.5", "5-2", "0-1000", "1 2 x"])
+def test_bad_seeds_are_one_sentence(text):
+    with pytest.raises(ConfigError) as caught:
+        curves.read_seeds(text)
+    assert "\n" not in str(caught.value)
+
+
+class Form:
+    """A settings form at its defaults."""
+
+    def read(self, values, **fixed):
+        return from_dict(Config, {**to_dict(from_preset(Config, "scenes")), **fixed})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompt": "  "}, "The prompt is empty"),
+        ({"policies": []}, "No policy is chosen"),
+        ({"lrms": []}, "No LRM is chosen"),
+        ({"policies": ["99"]}, "is gone"),
+        ({"seeds": "0-23", "policies": ["base", "base"]}, "48 trajectories; choose at most 24"),
+        ({"seeds": "x"}, "Seeds are 'x'"),
+    ],
+)
+def test_a_request_that_cannot_be_traced_is_one_sentence(lab, changes, sentence):
+    asked = {"prompt": "a star", "seeds": "0 1", "policies": ["base"], "lrms": ["scenes"], **changes}
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        curves.plan(lab, Form(), *asked.values(), ())
+    assert sentence in str(caught.value)
+
+
+def test_a_request_becomes_one_job_that_a_reload_finds_again(lab):
+    request = curves.plan(lab, Form(), " a star ", "0 1", ["base"], ["scenes"], ())
+    assert [t["seed"] for t in request["traces"]] == [0, 1]
+    assert curves.last_request(lab) == request
+    text, value, _ = curves.draw(lab, request, False)
+    assert text == "Waiting for the worker…"
+    assert value["figure"]["data"][0]["x"] == []
+
+
+def test_what_is_stored_already_asks_for_no_job(lab):
+    request = curves.plan(lab, Form(), "a star", "0", ["base"], ["scenes"], ())
+    key = request["traces"][0]["key"]
+    folder = traces.folder(lab.store, key)
+    folder.mkdir()
+    row = stored.add_trace(lab.store, key=key, path=folder, prompt="a star", seed=0, policy={}, config={})
+    stored.save_scores(lab.store, row.id, "scenes", [{"step": 0, "t": 951, "score": 1.5}])
+    again = curves.plan(lab, Form(), "a star", "0", ["base"], ["scenes"], ())
+    assert again["job"] is None
+    _, value, timer = curves.draw(lab, again, False)
+    assert value["rows"][0]["score"] == 1.5
+    assert timer.active is False
+
+
+def test_accuracy_comes_from_the_run_that_ended_in_the_folder(tmp_path):
+    final = tmp_path / "checkpoints" / "final"
+    final.mkdir(parents=True)
+    estimate = {"value": 0.7, "low": 0.6, "high": 0.8}
+    rows = [{"t": t, "accuracy": estimate} for t in (1, 951)] + [{"t": 501, "accuracy": {"value": None}}]
+    (tmp_path / "result.json").write_text(json.dumps({"heldout_by_timestep": rows}))
+    got = reports.accuracy(final, "LRM 1")
+    assert got == {"lrm": "LRM 1", "t": [951, 1], "accuracy": [0.7, 0.7], "low": [0.6, 0.6], "high": [0.8, 0.8]}
+    assert reports.accuracy(tmp_path / "checkpoints" / "step-000100", "x") is None

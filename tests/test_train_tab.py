@@ -1,0 +1,175 @@
+"""What the Train tab says and shows, without a browser."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from app import choices, jobs, training, training_figures
+from app.tabs import curves, train_queue
+from lpo.config import LPOConfig, LRMConfig, from_preset, to_dict
+from storage import checkpoints
+from storage import jobs as queue
+
+
+def counts(train, heldout, **choices_):
+    return {"train": train, "heldout": heldout, "choices": choices_}
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [(0, "nothing to train on"), (10, "too few"), (60, "first try"), (150, "clear, simple taste"), (900, "Plenty")],
+)
+def test_whether_the_labels_suffice_is_said_in_words(train, words):
+    assert words in training.sufficiency(counts(train, 20), True)
+
+
+def test_what_is_not_known_about_accuracy_is_said_too():
+    assert "None is held out yet" in training.sufficiency(counts(50, 0), True)
+    assert "± 20 points" in training.sufficiency(counts(50, 24), True)
+    assert "(skipped and both-bad answers, 7 here, do not train)" in training.sufficiency(
+        counts(50, 24, skip=3, both_bad=4, first=70), True
+    )
+
+
+def test_the_command_line_says_what_differs_from_the_preset():
+    config = from_preset(LRMConfig, "scenes", steps=77, pairs="/data/pairs.jsonl")
+    line = training.command("train-lrm", "scenes", config)
+    assert line == "python -m lpo train-lrm --preset scenes --pairs pairs.jsonl --steps 77 --run-dir runs/my-lrm"
+    policy = {"base": "scenes", "adapters": [{"path": "runs/a b/final", "strength": 1.0}]}
+    line = training.command("train-lpo", "scenes", from_preset(LPOConfig, "scenes", policy=policy))
+    assert "'runs/a b/final@1'" in line
+    assert line.startswith("python -m lpo train-lpo --preset scenes --prompts prompts.json ")
+
+
+def write_run(lab, kind, rows, result=None, **config):
+    """A job that ran: its row in storage, metrics and result."""
+    cls = {"train-lrm": LRMConfig, "train-lpo": LPOConfig}[kind]
+    job_id = jobs.submit(lab, kind, to_dict(from_preset(cls, "scenes", **config)), lab.current_study().id)
+    folder = jobs.run_dir(lab, job_id)
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text('{"number": 3, "threads": 1}')
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    if result is not None:
+        assert queue.claim(lab.store, "training", "test").id == job_id
+        queue.finish(lab.store, job_id, "test", result)
+    return job_id
+
+
+def lpo_rows(n=12, kept=0.3, **changes):
+    return [
+        {"step": i, "total": 60, "seconds": 6.0 * i, "left_s": 6.0 * (60 - i), "reward": 3 + i / 50, "loss": 0.69,
+         "margin": i / 10, "kept_fraction": kept, "clamp_fraction": 0.1, "drift": i / 100,
+         "kept_by_t": {"951": 0.1, "51": 0.5},
+         **({"heldout_reward": 3 + i / 60, "heldout_reward_reference": 3.0, "diversity": 0.5} if i % 5 == 0 else {}),
+         **changes}
+        for i in range(1, n + 1)
+    ]  # fmt: skip
+
+
+def test_the_estimate_learns_from_the_last_run(lab):
+    config = from_preset(LPOConfig, "scenes")
+    assert "two processor cores" in training.estimate(lab, "train-lpo", config)
+    write_run(lab, "train-lpo", lpo_rows())
+    assert training.estimate(lab, "train-lpo", config) == "About 6 minutes, judging by your last run."
+    twice = from_preset(LPOConfig, "scenes", iterations=2 * config.iterations)
+    assert training.estimate(lab, "train-lpo", twice) == "About 12 minutes, judging by your last run."
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (lpo_rows(kept=0.3), None),
+        (lpo_rows(kept=0.01), "Only 1.0% of the pairs are kept"),
+        (lpo_rows(kept=0.97), "97% of the pairs are kept"),
+        (lpo_rows(n=2, kept=0.97), None),
+        (lpo_rows(clamp_fraction=0.8), "at the clamp"),
+    ],
+)
+def test_warnings_are_plain_sentences(rows, words):
+    found = training.warnings("train-lpo", rows)
+    assert [w for w in found if words and words in w] if words else not found
+
+
+def test_a_falling_held_out_reward_points_to_an_earlier_checkpoint():
+    rows = [{"step": i, "heldout_reward": r} for i, r in enumerate([3.0, 3.5, 3.4, 3.2])]
+    assert "earlier checkpoint" in training.warnings("train-lpo", rows)[0]
+
+
+def test_an_lrm_no_better_than_guessing_is_called_that():
+    result = {"heldout": {"decided": 20, "accuracy": {"value": 0.6, "low": 0.4, "high": 0.8}}}
+    assert "not yet surely better than guessing" in training.outcome("train-lrm", result)
+    result["heldout"]["accuracy"] = {"value": 0.8, "low": 0.62, "high": 0.93}
+    assert training.outcome("train-lrm", result).endswith("That is better than guessing.")
+    assert "nobody knows how good" in training.outcome("train-lrm", {"heldout": None})
+
+
+def test_reward_against_drift_starts_at_the_reference():
+    data = training_figures.lpo(lpo_rows())["figure"]["data"]
+    path = next(d for d in data if d["mode"] == "lines+markers+text")
+    assert (path["x"][0], path["y"][0], path["text"][0]) == (0.0, 3.0, "step 0")
+    assert path["text"][-1] == "step 10"
+    assert path["x"][1:] == [0.05, 0.1]
+
+
+def test_lrm_figures_gain_timesteps_when_the_result_is_there():
+    rows = [{"step": i, "loss": 0.6, "accuracy": 0.7} for i in range(1, 5)]
+    estimate = {"value": 0.7, "low": 0.6, "high": 0.8}
+    result = {"heldout_by_timestep": [{"t": t, "accuracy": estimate, "ece": estimate} for t in (1, 501)]}
+    assert len(training_figures.lrm(rows, None)["figure"]["data"]) == 2
+    with_result = training_figures.lrm(rows, result)["figure"]
+    assert [d["error_y"]["array"] for d in with_result["data"] if "error_y" in d] == [pytest.approx([0.1, 0.1])] * 2
+    assert with_result["layout"]["xaxis3"]["range"] == [1000, 0]
+
+
+def test_the_queue_shows_what_is_needed_and_escapes_what_others_wrote(lab):
+    first = write_run(lab, "train-lrm", [], result={"heldout": None})
+    second = write_run(lab, "train-lpo", lpo_rows(kept=0.97))
+    rows = jobs.list_jobs(lab, lane="training")
+    html = train_queue.list_html(lab, rows, second)
+    assert html.count("data-job=") == 2
+    assert "LRM 3" in html
+    assert "waiting" in html
+    head = train_queue.head_html(lab, {**jobs.describe(lab, first), "state": "failed", "error": "<b>no</b>"})
+    assert "&lt;b&gt;no&lt;/b&gt;" in head
+    assert "97% of the pairs" in train_queue.head_html(lab, jobs.describe(lab, second))
+
+
+def test_samples_are_a_grid_of_prompts_and_steps(lab):
+    job_id = write_run(lab, "train-lpo", lpo_rows())
+    folder = jobs.run_dir(lab, job_id)
+    (folder / "eval_prompts.json").write_text(json.dumps(["a <red> star", "a moon"]))
+    for step in (10, 20):
+        for prompt in (0, 1):
+            path = folder / "samples" / f"step_{step:06d}" / f"prompt{prompt}_seed0.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    html = train_queue.pictures_html(jobs.describe(lab, job_id))
+    assert html.count("<img") == 4
+    assert "a &lt;red&gt; star · seed 0" in html
+    assert html.index("step 10") < html.index("step 20")
+
+
+def test_a_finished_training_leads_to_its_curves(lab):
+    job_id = write_run(lab, "train-lrm", [], result={})
+    study = lab.current_study().id
+    for name, final in (("LRM 3, step 100", False), ("LRM 3", True)):
+        checkpoints.add_checkpoint(
+            lab.store, kind="lrm", name=name, path=f"/runs/{name}", study_id=study, job_id=job_id, meta={"final": final}
+        )
+    train_queue.to_curves(lab, job_id)
+    chosen = curves.last_choice(lab)
+    assert choices.lrm(lab, chosen["lrms"][0]) == "/runs/LRM 3"
+    assert chosen["go"] is True
+
+
+def test_an_adapter_on_top_of_another_brings_it_along(lab):
+    first = checkpoints.add_checkpoint(
+        lab.store, kind="adapter", name="LPO 1", path="/a", meta={"policy": {"base": "scenes", "adapters": []}}
+    )
+    below = choices.policy(lab, str(first.id))
+    second = checkpoints.add_checkpoint(lab.store, kind="adapter", name="LPO 2", path="/b", meta={"policy": below})
+    policy = choices.policy(lab, str(second.id), 0.5)
+    assert [(a["path"], a["strength"]) for a in policy["adapters"]] == [("/a", 1.0), ("/b", 0.5)]
+    with pytest.raises(ValueError, match="is gone; choose another"):
+        choices.policy(lab, "999")
