@@ -200,7 +200,7 @@ def _median(values: list[int]) -> int | None:
 
 
 _PROGRESS = text("""SELECT
-    (SELECT COUNT(*) FROM study_pair WHERE study_id = :study) AS pairs,
+    (SELECT COALESCE(MAX(position) + 1, 0) FROM study_pair WHERE study_id = :study) AS pairs,
     COUNT(*) AS labels, COALESCE(SUM(p.created_at >= :midnight), 0) AS today, COUNT(DISTINCT sp.pair_id) AS answered
     FROM preference p LEFT JOIN study_pair sp ON sp.study_id = p.study_id AND sp.pair_id = p.pair_id
     WHERE p.study_id = :study AND p.annotator_id = :annotator AND p.choice IS NOT NULL

@@ -40,8 +40,8 @@ class Storage:
         self.cache_dir = data_dir / "cache"
         for folder in (self.media.root, self.runs_dir, self.traces_dir, self.cache_dir):
             folder.mkdir(parents=True, exist_ok=True)
-        # (study, annotator) -> how far the queue is answered; sound because preference rows only ever append
-        self.queue_marks: dict[tuple[int, int], tuple[int, int]] = {}
+        # (study, annotator) -> labels.QueueMark; sound to remember because preference rows are only ever added
+        self.queue_marks: dict = {}
 
     @contextmanager
     def session(self) -> Iterator[Session]:

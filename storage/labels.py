@@ -10,6 +10,7 @@ What rows mean:
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from sqlalchemy import text
 from sqlmodel import Session, select
@@ -41,6 +42,17 @@ __all__ = [
 ]  # fmt: skip
 
 REPEAT_GAP = 20  # other answers between the first and the second showing
+REPEAT_WINDOW = 200  # how far beyond the first unanswered pair answers may lie and still be repeated
+
+
+@dataclass
+class QueueMark:
+    """Positions of one annotator's queue below which every pair is answered (`fresh`) and every repeat pair needs no
+    second showing (`repeats`), as of the annotator's row `undo`, the last one that revoked something."""
+
+    undo: int
+    fresh: int = 0
+    repeats: int = 0
 
 
 # --- the queue ----------------------------------------------------------------------------------------------------
@@ -51,12 +63,20 @@ _FRESH = text("""SELECT sp.pair_id, sp.position FROM study_pair sp
         AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = p.id))
     ORDER BY sp.position LIMIT :limit""")
 
-# a repeat pair answered once, not skipped, with at least :gap answers of the annotator after it
-_DUE = text("""SELECT sp.pair_id, MIN(p.id) AS answer, COUNT(*) AS times FROM study_pair sp
-    JOIN preference p ON p.study_id = :study AND p.annotator_id = :annotator AND p.pair_id = sp.pair_id
-    WHERE sp.study_id = :study AND sp.repeat AND p.choice IS NOT NULL AND p.choice != 'skip'
-    AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = p.id)
-    GROUP BY sp.pair_id HAVING times = 1 AND answer <= :latest ORDER BY answer LIMIT :limit""")
+# repeat pairs in order of position with this annotator's standing answers: how many, and the first one
+_REPEATS = text("""SELECT sp.position, sp.pair_id, COUNT(p.id) AS times, MIN(p.id) AS answer, p.choice
+    FROM study_pair sp LEFT JOIN preference p ON p.study_id = :study AND p.annotator_id = :annotator
+        AND p.pair_id = sp.pair_id AND p.choice IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = p.id)
+    WHERE sp.study_id = :study AND sp.repeat AND sp.position >= :from AND sp.position < :to
+    GROUP BY sp.position ORDER BY sp.position""")
+
+# the annotator's last row that revoked, and the earliest place in the queue of what was revoked after :since
+_UNDONE = text("""SELECT (SELECT MAX(id) FROM preference
+        WHERE study_id = :study AND annotator_id = :annotator AND revokes IS NOT NULL) AS undo,
+    (SELECT MIN(sp.position) FROM preference u JOIN study_pair sp ON sp.study_id = :study AND sp.pair_id = u.pair_id
+        WHERE u.study_id = :study AND u.annotator_id = :annotator AND u.revokes IS NOT NULL AND u.id > :since)
+        AS position""")
 
 # the id of the annotator's gap-th last answer: what lies at or before it is old enough to be asked again
 _LATEST = text("""SELECT id FROM preference p WHERE p.study_id = :study AND p.annotator_id = :annotator
@@ -79,17 +99,26 @@ def next_pairs(
     on the left, drawn once per study, pair and annotator. Nothing in it tells who made a picture.
     """
     excluded = set(exclude)
-    who = {"study": study_id, "annotator": annotator_id}
     with store.reader() as session:
         study = study_row(session, study_id)
-        latest = session.execute(_LATEST, {**who, "gap": REPEAT_GAP}).scalar()
-        due = [] if latest is None else session.execute(_DUE, {**who, "latest": latest, "limit": n + len(excluded)})
-        ids = [row.pair_id for row in due if row.pair_id not in excluded][:n]
-        low = _queue_mark(store, session, study_id, annotator_id)
+        mark = _queue_mark(store, session, study_id, annotator_id)
+        ids = [pair_id for pair_id in _due(session, study_id, annotator_id, mark) if pair_id not in excluded][:n]
         if len(ids) < n:
-            fresh = session.execute(_FRESH, {**who, "low": low, "limit": n + len(excluded)}).all()
+            who = {"study": study_id, "annotator": annotator_id, "low": mark.fresh, "limit": n + len(excluded)}
+            fresh = session.execute(_FRESH, who).all()
             ids += [row.pair_id for row in fresh if row.pair_id not in excluded][: n - len(ids)]
         return [shown(session, study, annotator_id, pair_id) for pair_id in ids]
+
+
+def _due(session: Session, study_id: int, annotator_id: int, mark: QueueMark) -> list[int]:
+    """Repeat pairs that may come back now; moves `mark.repeats` past those that never will."""
+    who = {"study": study_id, "annotator": annotator_id}
+    latest = session.execute(_LATEST, {**who, "gap": REPEAT_GAP}).scalar()
+    window = {"from": mark.repeats, "to": mark.fresh + REPEAT_WINDOW}
+    rows = session.execute(_REPEATS, {**who, **window}).all()
+    open_ = [row for row in rows if row.times < 2 and row.choice != "skip"]
+    mark.repeats = open_[0].position if open_ else (rows[-1].position + 1 if rows else mark.repeats)
+    return [row.pair_id for row in open_ if row.times == 1 and latest is not None and row.answer <= latest]
 
 
 def shown(session: Session, study: Study, annotator_id: int, pair_id: int) -> dict:
@@ -99,24 +128,20 @@ def shown(session: Session, study: Study, annotator_id: int, pair_id: int) -> di
     return item
 
 
-def _queue_mark(store: Storage, session: Session, study_id: int, annotator_id: int) -> int:
-    """The position below which this annotator has answered everything, remembered between calls so that a long
-    answered head is not read again. Only a row that revokes can undo an answer, so a newer one resets the mark."""
-    undo = (
-        session.execute(
-            text("SELECT MAX(id) FROM preference WHERE study_id = :s AND annotator_id = :a AND revokes IS NOT NULL"),
-            {"s": study_id, "a": annotator_id},
-        ).scalar()
-        or 0
-    )
-    known_undo, low = store.queue_marks.get((study_id, annotator_id), (undo, 0))
-    if known_undo != undo:
-        low = 0
-    row = session.execute(_FRESH, {"study": study_id, "annotator": annotator_id, "low": low, "limit": 1}).first()
+def _queue_mark(store: Storage, session: Session, study_id: int, annotator_id: int) -> QueueMark:
+    """How far this annotator has got, remembered between calls so that a long answered head is not read again. Only a
+    row that revokes can take an answer away, so newer ones move the marks back to what they revoked."""
+    mark = replace(store.queue_marks.get((study_id, annotator_id)) or QueueMark(undo=0))
+    who = {"study": study_id, "annotator": annotator_id}
+    undone = session.execute(_UNDONE, {**who, "since": mark.undo}).one()
+    mark.undo = undone.undo or 0
+    if undone.position is not None:
+        mark.fresh, mark.repeats = min(mark.fresh, undone.position), min(mark.repeats, undone.position)
+    row = session.execute(_FRESH, {**who, "low": mark.fresh, "limit": 1}).first()
     if row is not None:
-        low = row.position
-    store.queue_marks[study_id, annotator_id] = (undo, low)
-    return low
+        mark.fresh = row.position
+    store.queue_marks[study_id, annotator_id] = mark
+    return mark
 
 
 # --- answering ----------------------------------------------------------------------------------------------------
@@ -196,14 +221,11 @@ def _check_revocable(session: Session, revokes: int, study_id: int, pair_id: int
 
 def _is_repeat(session: Session, study_id: int, pair_id: int, annotator_id: int) -> bool:
     """Whether next_pairs asks this pair a second time now; an answer from a second open window is none."""
-    who = {"study": study_id, "annotator": annotator_id}
-    latest = session.execute(_LATEST, {**who, "gap": REPEAT_GAP}).scalar()
-    if latest is None:
-        return False
     place = session.get(StudyPair, (study_id, pair_id))
     if not place.repeat:
         return False
-    return any(row.pair_id == pair_id for row in session.execute(_DUE, {**who, "latest": latest, "limit": -1}))
+    mark = QueueMark(undo=0, fresh=place.position, repeats=place.position)
+    return pair_id in _due(session, study_id, annotator_id, mark)
 
 
 _LAST_ANSWER = """SELECT p.id, p.pair_id FROM preference p WHERE p.study_id = :study AND p.annotator_id = :annotator

@@ -111,7 +111,7 @@ class StudyPair(SQLModel, table=True):
     __tablename__ = "study_pair"
     __table_args__ = (
         Index("ix_study_pair_queue", "study_id", "position", "pair_id", unique=True),
-        Index("ix_study_pair_repeat", "study_id", "pair_id", sqlite_where=text("repeat")),
+        Index("ix_study_pair_repeats", "study_id", "position", "pair_id", sqlite_where=text("repeat")),
     )
     study_id: int = Field(foreign_key="study.id", primary_key=True)
     pair_id: int = Field(foreign_key="pair.id", primary_key=True, index=True)

@@ -90,7 +90,7 @@ def test_sampling_can_be_resumed_and_doubles_nothing(store, study):
 
 def test_neither_ids_nor_order_tell_who_made_what(store, study, anna):
     """Over many pairs, policy a is first, has the smaller picture id, and is shown left about half of the time."""
-    row = plan(store, study, votes=60, seeds=range(20))
+    row = plan(store, study, votes=60, seeds=range(10))
     fill(store, row)
     with store.reader() as session:
         pairs = session.execute(
@@ -98,11 +98,11 @@ def test_neither_ids_nor_order_tell_who_made_what(store, study, anna):
                 JOIN pair ON pair.id = cp.pair_id WHERE cp.comparison_id = :c"""),
             {"c": row.id},
         ).all()
-    assert 35 < sum(pair.a_is == "first" for pair in pairs) < 85
-    assert 35 < sum((pair.a_is == "first") == bool(pair.ordered) for pair in pairs) < 85
+    assert 13 < sum(pair.a_is == "first" for pair in pairs) < 47
+    assert 13 < sum((pair.a_is == "first") == bool(pair.ordered) for pair in pairs) < 47
     sides = truth(store, row)
-    shown = comparisons.next_comparison_pairs(store, row.id, anna.id, 120)
-    assert 35 < sum(item["left"] == sides[item["pair_id"]] for item in shown) < 85
+    shown = comparisons.next_comparison_pairs(store, row.id, anna.id, 60)
+    assert 13 < sum(item["left"] == sides[item["pair_id"]] for item in shown) < 47
     assert [item["pair_id"] for item in shown] != sorted(item["pair_id"] for item in shown)
 
 

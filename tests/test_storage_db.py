@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 from sqlmodel import SQLModel
-from storage_lab import add_pairs, answer
+from storage_lab import add_rows, answer
 
 import storage
 from storage import StorageError, labels
@@ -183,7 +183,7 @@ def test_migrations_build_exactly_what_the_models_say(store):
 )
 def test_labels_refuse_to_change_also_for_other_programs(store, statement):
     study, who = labels.create_study(store, "S"), labels.annotator(store, "anna")
-    (pair,) = add_pairs(store, study, 1)
+    (pair,) = add_rows(store, study, 1)
     answer(store, study, who, pair.id)
     before = labels.effective(store, study.id)
     with closing(sqlite3.connect(store.data_dir / DATABASE)) as plain:  # a stranger: only what the file itself holds
@@ -204,7 +204,7 @@ def test_readers_cannot_write(store):
 def test_several_first_starts_at_once(tmp_path):
     code = f"import storage; storage.open({str(tmp_path / 'lab')!r}).close()"
     starts = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
     for process in starts:
         _, error = process.communicate(timeout=60)
@@ -230,7 +230,7 @@ def test_kill_9_between_the_vote_and_the_next_page_loses_nothing(tmp_path):
     opened = storage.open(tmp_path / "lab")
     study = labels.create_study(opened, "S")
     labels.annotator(opened, "anna")
-    add_pairs(opened, study, 120)
+    add_rows(opened, study, 120)
     opened.close()
     everything: set[int] = set()
     for name in ("one", "two"):  # killed twice, the second time on what the first left behind

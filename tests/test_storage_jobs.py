@@ -38,7 +38,7 @@ def test_a_job_from_the_button_to_its_result(store):
 
 
 def test_many_workers_claim_every_job_exactly_once(store):
-    wanted = {jobs.submit(store, "pairs", "interactive", {"n": number}).id for number in range(40)}
+    wanted = {jobs.submit(store, "pairs", "interactive", {"n": number}).id for number in range(20)}
 
     def work(name: int) -> list[str]:
         mine = []
@@ -48,7 +48,7 @@ def test_many_workers_claim_every_job_exactly_once(store):
 
     with ThreadPoolExecutor(10) as pool:
         claimed = [job for mine in pool.map(work, range(10)) for job in mine]
-    assert len(claimed) == 40 and set(claimed) == wanted
+    assert len(claimed) == 20 and set(claimed) == wanted
 
 
 def test_priority_then_age_and_kinds(store):

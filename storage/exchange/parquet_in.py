@@ -19,7 +19,7 @@ USED = (
     "lab_simulated", "lab_choice", "lab_left", "lab_milliseconds", "lab_created_at", "lab_client_key", "lab_repeat",
     "lab_provenance_0", "lab_provenance_1",
 )  # fmt: skip
-ROWS = 8  # rows decoded at a time: two pictures each
+ROWS = 4  # rows decoded at a time: two pictures each
 CHOICE = {(1.0, 0.0): "first", (0.0, 1.0): "second", (0.5, 0.5): "tie"}
 
 

@@ -150,16 +150,15 @@ def _add_label(session: Session, study: Study, pair: Pair, label: Label, swapped
     found = {row.client_key: row for row in session.exec(select(Preference).where(Preference.client_key.in_(keys)))}
     if any(row.study_id == study.id for row in found.values()):
         return False
-    revokes = None
+    who, revokes = _annotator(session, label.annotator, label.kind), None
     if label.revokes is not None:
         targets = (label.revokes, f"{study.id}:{label.revokes}")
         query = select(Preference).where(Preference.client_key.in_(targets), Preference.study_id == study.id)
-        old = session.exec(query.where(Preference.pair_id == pair.id)).first()
+        old = session.exec(query.where(Preference.pair_id == pair.id, Preference.annotator_id == who.id)).first()
         taken = old is not None and session.exec(select(Preference.id).where(Preference.revokes == old.id)).first()
         if old is None or taken:
             raise Rejected("label: what it revokes is not there, or was revoked already")
         revokes = old.id
-    who = _annotator(session, label.annotator, label.kind)
     turn = (lambda side: OTHER.get(side, side)) if swapped else (lambda side: side)
     session.add(
         Preference(
