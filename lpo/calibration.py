@@ -5,6 +5,7 @@ numpy arrays; it knows no model. Everything that has an interval is a ratio of s
 bootstrap needs only the sums of each prompt: pairs of one prompt are not independent, prompts are.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,29 +31,28 @@ def log_loss(margins: np.ndarray, targets: np.ndarray, temperature: float = 1.0)
     return np.logaddexp(0.0, scaled) - targets * scaled
 
 
-def fit_temperature(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
+def fit_temperature(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prior: float = math.inf) -> float:
     """The temperature T in TEMPERATURE_RANGE that minimises the weighted log-loss of sigmoid(margin / T).
 
-    The loss is convex in 1/T, so bisection on its derivative finds the one minimum: d/d(1/T) = sum w (p - target) m.
-    A model that is right always goes to the lower end of the range, one no better than chance to the upper end.
-    (Guo et al. 2017, "On Calibration of Modern Neural Networks", for a pair instead of a class.)
+    (Guo et al. 2017, "On Calibration of Modern Neural Networks", for a pair instead of a class.) `prior` is the
+    standard deviation of a normal prior on ln T around 0, in the units of `weights`: with a handful of calibration
+    pairs that are all right, or all wrong, the likelihood alone would run to an end of the range.
     """
-    margins, targets, weights = (np.asarray(one, dtype=np.float64) for one in (margins, targets, weights))
+    margins, targets, weights = (np.asarray(one, dtype=np.float64).reshape(-1) for one in (margins, targets, weights))
     if len(margins) == 0:
         raise ValueError("a temperature needs at least one calibration pair")
 
-    def slope(inverse: float) -> float:
-        return float(np.sum(weights * (_sigmoid(margins * inverse) - targets) * margins))
+    def cost(log_t: float) -> float:
+        return float(weights @ log_loss(margins, targets, math.exp(log_t))) + (log_t / prior) ** 2 / 2
 
-    low, high = np.log(1 / TEMPERATURE_RANGE[1]), np.log(1 / TEMPERATURE_RANGE[0])
-    if slope(np.exp(low)) >= 0:
-        return TEMPERATURE_RANGE[1]
-    if slope(np.exp(high)) <= 0:
-        return TEMPERATURE_RANGE[0]
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(np.exp(middle)) < 0 else (low, middle)
-    return float(1 / np.exp((low + high) / 2))
+    low, high = (math.log(edge) for edge in TEMPERATURE_RANGE)
+    grid = np.linspace(low, high, 40)
+    best = int(np.argmin([cost(one) for one in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    for _ in range(60):  # ternary search inside the bracket
+        third = (high - low) / 3
+        low, high = (low, high - third) if cost(low + third) <= cost(high - third) else (low + third, high)
+    return math.exp((low + high) / 2)
 
 
 def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prompts: Sequence[str],

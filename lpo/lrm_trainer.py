@@ -1,0 +1,308 @@
+"""Trains a latent reward model on preference pairs: `for metrics in trainer.train(): ...; trainer.save(path)`.
+
+One step: draw pairs in a keyed order, one timestep per pair (the same for both pictures, or their scores could not be
+compared), independent noise per picture, score both, pair loss, clip, step. Held-out lines never train. A share of the
+training prompts is set aside for calibration: it chooses the checkpoint (keep "best") and fits the one temperature.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lpo import rng
+from lpo.backbones import Backbone, load_policy
+from lpo.backbones.latent_space import require_same
+from lpo.calibration import describe, fit_temperature
+from lpo.config import LRMConfig, Policy
+from lpo.data import DataError, LatentCache, Pair, normalise_prompt, prompt_hash, read_pairs
+from lpo.diffusion import add_noise, gather
+from lpo.losses import pair_loss
+from lpo.lrm_files import latent_space
+from lpo.reward_model import LatentRewardModel
+
+HEADS = ("visual_projection", "text_projection", "logit_scale")
+EVAL_PAIRS, EVAL_TIMESTEPS, EVAL_BATCH = 400, 10, 64
+TEMPERATURE_PRIOR = 0.5  # of ln T, in pairs: ten calibration pairs move the temperature a little, hundreds decide it
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+class Stoppable(Protocol):
+    """What the trainer needs of the run: where to put things and whether to stop."""
+
+    path: Path
+    stop_requested: bool
+
+    def log(self, text: str) -> None: ...
+
+
+def split_calibration(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(training, calibration) pairs; whole prompts move, in a keyed order, until the calibration share is reached."""
+    sizes: dict[str, int] = {}
+    for pair in pairs:
+        sizes[normalise_prompt(pair.prompt)] = sizes.get(normalise_prompt(pair.prompt), 0) + 1
+    aside: set[str] = set()
+    held = 0
+    for prompt in sorted(sizes, key=lambda text: rng.key_seed(seed, "lrm-calibration", text)):
+        if held + sizes[prompt] <= share * len(pairs):
+            aside.add(prompt)
+            held += sizes[prompt]
+    return ([pair for pair in pairs if normalise_prompt(pair.prompt) not in aside],
+            [pair for pair in pairs if normalise_prompt(pair.prompt) in aside])
+
+
+def start_lrm(config: LRMConfig, backbone: Backbone) -> LatentRewardModel:
+    """The LRM that training starts from, in the latent space of `backbone`, with temperature 1.
+
+    A warm start's temperature moves into its logit scale, so its scores stay what they were and the loss sees them so.
+    """
+    if config.init == "base":
+        lrm = LatentRewardModel.from_base(config.base, config.projection_dim, config.device, config.dtype, config.seed)
+        lrm.with_guidance(config.guidance_scale)
+        if config.text_projection:
+            lrm.init_heads(config.seed, _read_text_projection(config.text_projection, lrm.text_projection.weight.shape))
+    else:
+        lrm = LatentRewardModel.from_pretrained(config.init, config.base, config.device, config.dtype)
+        require_same(latent_space(lrm, config.base), backbone.fingerprint(), config.init, config.base, False)
+        with torch.no_grad():
+            lrm.logit_scale -= math.log(lrm.temperature)
+        lrm.temperature = 1.0
+    return lrm
+
+
+def _read_text_projection(path: str, shape: torch.Size) -> torch.Tensor:
+    try:
+        weight = load_file(path)["text_projection.weight"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(f"{path} is no safetensors file with text_projection.weight; give CLIP's, or leave it out "
+                        "to start from the identity") from error
+    if weight.shape != shape:
+        raise DataError(f"text_projection.weight in {path} is {tuple(weight.shape)}, but {tuple(shape)} is needed; "
+                        "set projection_dim to fit, or leave the file out")
+    return weight.float()
+
+
+class LRMTrainer:
+    """See the module's docstring. Raises DataError for unusable pairs; encodes all pictures when made."""
+
+    def __init__(self, config: LRMConfig, run: Stoppable):
+        self.config, self.run, self.step = config, run, 0
+        pairs = read_pairs(config.pairs)
+        self.heldout = [pair for pair in pairs if pair.split == "heldout"]
+        self.pairs, self.aside = split_calibration([pair for pair in pairs if pair.split == "train"],
+                                                   config.calibration, config.seed)
+        if not self.pairs:
+            raise DataError(f"{config.pairs} has no training pairs; label pairs of prompts that are not held out")
+        backbone = load_policy(Policy(config.base), config.device, config.dtype)
+        self.lrm = start_lrm(config, backbone)
+        self._refuse_overlap()
+        self.lrm.set_trainable(config.train, config.lora_rank, config.train_text_encoder, config.seed)
+        if config.gradient_checkpointing:
+            self.lrm.unet.enable_gradient_checkpointing()
+        self.weights = self.lrm.trainable_parameters()
+        self.initial = {name: weight.detach().clone() for name, weight in self.weights.items()} if config.anchor else {}
+        heads = [weight for name, weight in self.weights.items() if name.startswith(HEADS)]
+        others = [weight for name, weight in self.weights.items() if not name.startswith(HEADS)]
+        peaks = (config.lr if config.heads_lr is None else config.heads_lr, config.lr)
+        groups = [{"params": part, "peak": peak} for part, peak in zip((heads, others), peaks, strict=True) if part]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "weights": {}}
+        self._fitted: tuple[int, float] | None = None  # (step, temperature): fitted once a checkpoint
+        self.grid = [1 + 1000 * k // config.timesteps for k in range(config.timesteps)]
+        self.grid = [t for t in self.grid if config.t_min <= t <= config.t_max]
+        if not self.grid:
+            raise DataError(f"no timestep of the grid of {config.timesteps} lies in [{config.t_min}, {config.t_max}]; "
+                            "widen the window or use more timesteps")
+        self.alphas = backbone.alphas.cpu()
+        self._encode(backbone, pairs)
+
+    def _refuse_overlap(self) -> None:
+        seen = set(self.lrm.meta.get("training_prompts", []))
+        shared = sorted({pair.prompt for pair in self.heldout if prompt_hash(pair.prompt) in seen})
+        if shared:
+            raise DataError(f"{len(shared)} held-out prompts, such as {shared[0]!r}, trained the LRM that this run "
+                            "starts from, so they cannot test it; start from another LRM or remove these pairs")
+
+    def _encode(self, backbone: Backbone, pairs: list[Pair]) -> None:
+        pictures = sorted({str(picture) for pair in pairs for picture in (pair.first, pair.second)})
+        folder = Path(self.config.latent_cache) if self.config.latent_cache else self.run.path / "latents"
+        self.run.log(f"{len(self.pairs)} pairs to train, {len(self.aside)} to calibrate, {len(self.heldout)} held out; "
+                     f"latents of {len(pictures)} pictures in {folder}")
+        # what the encoder makes of fixed pictures names it; at worst another machine's rounding encodes once more
+        encoder = hashlib.blake2b(json.dumps(backbone.fingerprint()).encode(), digest_size=8).hexdigest()
+        factor = 64 // backbone.encode(torch.zeros(1, 3, 64, 64))[0].shape[-1]
+        _, height, width = backbone.latent_shape()
+        cache = LatentCache(folder, backbone.encode, encoder, (height * factor, width * factor))
+        self.mean, self.std = cache.get(pictures)
+        self.row = {picture: row for row, picture in enumerate(pictures)}
+
+    def margins(self, pairs: list[Pair], timesteps: list[int], draws: list[tuple[int | str, ...]]) -> torch.Tensor:
+        """(N,) score of the first minus score of the second picture, both noised to the pair's timestep.
+
+        `draws`: one key a pair; its noise depends on the run's seed, this key and the side, not on the batch.
+        """
+        keys = [(self.config.seed, *draw, side) for side in ("first", "second") for draw in draws]
+        rows = [self.row[str(pair.first)] for pair in pairs] + [self.row[str(pair.second)] for pair in pairs]
+        clean, shape = self.mean[rows], tuple(self.mean.shape[1:])
+        if self.config.resample_latents:
+            clean = clean + self.std[rows] * torch.stack([rng.normal(shape, *key, "posterior") for key in keys])
+        noise = torch.stack([rng.normal(shape, *key, "noise") for key in keys])
+        t = torch.tensor(timesteps * 2)
+        noisy = add_noise(clean, noise, gather(self.alphas, t, len(t)))
+        first, second = self.lrm.score(noisy, t, [pair.prompt for pair in pairs] * 2).chunk(2)
+        return first - second
+
+    def train(self) -> Iterator[dict[str, float]]:
+        """From the current step to config.steps, one dict of metrics a step (docs/metrics.md)."""
+        config, n = self.config, len(self.pairs)
+        self.lrm.eval()  # no dropout: a reward must be a function
+        while self.step < config.steps:
+            places = [divmod(self.step * config.batch_size + i, n) for i in range(config.batch_size)]
+            order = {epoch: rng.permutation(n, config.seed, "lrm-order", epoch) for epoch in {e for e, _ in places}}
+            batch = [self.pairs[order[epoch][place]] for epoch, place in places]
+            lots = rng.integers(len(self.grid), (len(batch),), config.seed, "lrm-timestep", self.step).tolist()
+            draws = [("lrm", self.step, i) for i in range(len(batch))]
+            margins = self.margins(batch, [self.grid[lot] for lot in lots], draws)
+            target = torch.tensor([pair.target for pair in batch], device=margins.device)
+            weight = torch.tensor([pair.weight for pair in batch], device=margins.device)
+            loss = pair_loss(margins, torch.zeros_like(margins), target, weight)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            # clip_grad_norm_ with an infinite bound measures only
+            norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm or math.inf)
+            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+                raise TrainingError(f"the loss or its gradient is not finite at step {self.step + 1}; "
+                                    "choose a lower learning rate or float32")
+            rate = self._set_rate()
+            self.optimizer.step()
+            with torch.no_grad():
+                for name, start in self.initial.items():
+                    self.weights[name].lerp_(start, min(1.0, rate * config.anchor))
+            self.step += 1
+            decided = target != 0.5
+            agree = ((margins > 0) == (target > 0.5))[decided].float().mean().item() if decided.any() else 0.5
+            metrics = {"step": self.step, "total": config.steps, "epoch": self.step * config.batch_size / n,
+                       "loss": loss.item(), "accuracy": agree, "margin": margins.abs().mean().item(),
+                       "grad_norm": norm.item(), "lr": rate, "logit_scale": self.lrm.logit_scale.exp().item()}
+            if self.step % config.eval_every == 0 or self.step == config.steps:
+                metrics |= self._evaluate_quickly()
+            yield metrics
+
+    def _set_rate(self) -> float:
+        config = self.config
+        factor = min(1.0, (self.step + 1) / (config.warmup_steps + 1))
+        if config.lr_decay == "cosine" and self.step >= config.warmup_steps:
+            done = (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+            factor = 0.5 * (1 + math.cos(math.pi * done))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        return config.lr * factor
+
+    def _evaluate_quickly(self) -> dict[str, float]:
+        """Calibration and held-out accuracy and log-loss over a few timesteps; remembers the best checkpoint."""
+        found: dict[str, float] = {}
+        for name, pairs in (("calibration", self.aside), ("heldout", self.heldout[:EVAL_PAIRS // 2])):
+            margins = self.score_pairs(pairs, self.grid[::4])
+            if margins is None:
+                continue
+            losses = describe(*_columns(margins, pairs), resamples=1)
+            found[f"{name}_log_loss"] = losses["log_loss"]["value"]
+            if losses["accuracy"]["value"] is not None:
+                found[f"{name}_accuracy"] = losses["accuracy"]["value"]
+        loss = found.get("calibration_log_loss")
+        if self.config.keep == "best" and loss is not None and loss < self.best["loss"]:
+            weights = {name: weight.detach().cpu().clone() for name, weight in self.weights.items()}
+            self.best = {"loss": loss, "step": self.step, "weights": weights}
+        return found
+
+    @torch.no_grad()
+    def score_pairs(self, pairs: list[Pair], timesteps: list[int]) -> np.ndarray | None:
+        """(N, T) margins of pairs at fixed timesteps with fixed noise; None without pairs or when asked to stop."""
+        columns = []
+        for t in timesteps if pairs else []:
+            draws = [("lrm-eval", t, pair.id) for pair in pairs]
+            parts = []
+            for start in range(0, len(pairs), EVAL_BATCH):
+                if self.run.stop_requested:
+                    return None
+                part = slice(start, start + EVAL_BATCH)
+                parts.append(self.margins(pairs[part], [t] * len(pairs[part]), draws[part]).float().cpu())
+            columns.append(torch.cat(parts).numpy())
+        return np.stack(columns, axis=1) if columns else None
+
+    def temperature(self) -> float:
+        """Fitted on the calibration pairs over the timestep grid; 1 without such pairs, or when asked to stop."""
+        if self._fitted is not None and self._fitted[0] == self.step:
+            return self._fitted[1]
+        pairs = self.aside[:EVAL_PAIRS]
+        margins = self.score_pairs(pairs, self.grid[::2])
+        if margins is None:
+            return 1.0
+        targets = np.repeat([pair.target for pair in pairs], margins.shape[1])
+        weights = np.repeat([pair.weight for pair in pairs], margins.shape[1]) / margins.shape[1]
+        self._fitted = (self.step, fit_temperature(margins, targets, weights, prior=TEMPERATURE_PRIOR))
+        return self._fitted[1]
+
+    def result(self) -> dict[str, Any] | None:
+        """Takes the kept checkpoint, fits the temperature and measures on held-out pairs; None when asked to stop."""
+        if self.config.keep == "best" and self.best["weights"]:
+            self._load_weights(self.best["weights"])
+        temperature = self.temperature()
+        pairs = self.heldout[:EVAL_PAIRS]
+        timesteps = self.grid[::max(1, len(self.grid) // EVAL_TIMESTEPS)]
+        margins = self.score_pairs(pairs, timesteps)
+        if self.run.stop_requested:
+            return None
+        result = {"step": self.best["step"] if self.best["weights"] else self.step, "temperature": temperature,
+                  "training_pairs": len(self.pairs), "calibration_pairs": len(self.aside), "heldout_pairs": len(pairs)}
+        if margins is not None:
+            result["heldout"] = describe(*_columns(margins, pairs), temperature)
+            result["heldout_by_timestep"] = [{"t": t} | describe(*_columns(margins[:, k:k + 1], pairs), temperature)
+                                             for k, t in enumerate(timesteps)]
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """The LRM as it is now, its LoRA folded in, calibrated, with the hashes of all prompts it was trained on."""
+        known = self.lrm.meta.get("training_prompts", [])
+        prompts = {prompt_hash(pair.prompt) for pair in [*self.pairs, *self.aside]} | set(known)
+        meta = {"base": self.config.base, "init": self.config.init, "step": self.step, "pairs": len(self.pairs),
+                "training_prompts": sorted(prompts)}
+        self.lrm.temperature = self.temperature()
+        self.lrm.save(path, meta)
+        self.lrm.temperature = 1.0
+        self.lrm.meta["training_prompts"] = known
+
+    def save_state(self, path: str | Path) -> None:
+        """Everything that --resume needs, in one file, whole or not at all."""
+        part = Path(path).with_suffix(".part")
+        torch.save({"step": self.step, "best": self.best, "optimizer": self.optimizer.state_dict(),
+                    "weights": {name: weight.detach() for name, weight in self.weights.items()}}, part)
+        part.replace(path)
+
+    def load_state(self, path: str | Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._load_weights(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best = state["step"], state["best"]
+
+    @torch.no_grad()
+    def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
+        self._fitted = None
+        self.lrm.forget_texts()
+
+
+def _columns(margins: np.ndarray, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    return (margins, np.array([pair.target for pair in pairs]), np.array([pair.weight for pair in pairs]),
+            [normalise_prompt(pair.prompt) for pair in pairs])

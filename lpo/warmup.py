@@ -1,0 +1,205 @@
+"""Warms up a latent reward model for Scenes without a single label, so that curves mean something before the first vote
+and few votes go far. The LRM that ships with Scenes was made by
+
+    python -m lpo.warmup --model lpo/scenes/weights/model --out runs/warmup --minutes 20
+
+Its trunk starts as the model's own down and mid blocks, its text encoder as the model's. It then learns which of two
+captions made which of two pictures (symmetric InfoNCE over 2 x 2 hard negatives), and which of two pictures of one
+caption was drawn carelessly, at all timesteps, on rendered, edited and generated pictures (lpo/warmup_pictures.py).
+Held-out captions and the judge are not involved. A stopped run goes on where it was; the learning rate follows the
+clock, so it always decays however busy the machine is. OUT/lrm is the result, OUT/log.jsonl the record.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lpo import rng
+from lpo.backbones import Backbone, Features, load_policy
+from lpo.backbones.latent_space import require_same
+from lpo.backbones.sd import early_features
+from lpo.calibration import fit_temperature
+from lpo.config import Policy
+from lpo.data import prompt_hash
+from lpo.diffusion import add_noise, gather
+from lpo.reward_model import LatentRewardModel
+from lpo.warmup_pictures import KINDS, ORDERED, Pool, pool
+
+CHUNKS = {"rendered": 40, "warped": 24, "spoilt": 10, "edited": 10, "generated": 16, "weak": 8}
+BATCH = {"rendered": 6, "warped": 4, "spoilt": 2, "edited": 3, "generated": 5, "weak": 3}  # pairs of each kind a step
+UNSEEN_SEED = 1  # pools of this seed are only measured on
+TIMESTEPS = (1, 201, 401, 601, 801, 951)
+WEAK_TARGET = 0.9  # a careless drawing is now and then the better one
+HEADS = ("visual_projection", "text_projection", "logit_scale")
+LEARNING_RATE, HEADS_LEARNING_RATE, WEIGHT_DECAY, EMA = 5e-4, 1e-3, 0.01, 0.995
+
+Captions = list[tuple[str, str]]
+
+
+def noised(backbone: Backbone, one: Pool, t: torch.Tensor, *key: int | str) -> torch.Tensor:
+    """(N, 2, C, h, w): both pictures of each pair at timestep t[n], each with its own keyed noise."""
+    t = t.repeat_interleave(2)
+    noise = rng.normal(tuple(one.latents.shape), *key).flatten(0, 1)
+    noisy = add_noise(one.latents.flatten(0, 1), noise, gather(backbone.alphas.cpu(), t, len(t)))
+    return noisy.unflatten(0, (-1, 2))
+
+
+def scores(lrm: LatentRewardModel, pictures: torch.Tensor, t: torch.Tensor, captions: Captions) -> torch.Tensor:
+    """(N, 2, 2) scores of noisy pairs (N, 2, C, h, w): [n, i, j] is picture i of pair n read with its caption j.
+
+    The unconditional branch does not read the caption, so it runs once a picture: 6 rows a pair instead of 8.
+    """
+    n = len(pictures)
+    pictures, t = pictures.flatten(0, 1).to(lrm.device), t.to(lrm.device).repeat_interleave(2)
+    text = lrm.encode_text([caption for pair in captions for _ in range(2) for caption in pair])
+    empty = lrm.encode_text([""]).states.expand(2 * n, -1, -1)
+    down, mid = early_features(lrm.unet, torch.cat([pictures.repeat_interleave(2, dim=0), pictures]),
+                               torch.cat([t.repeat_interleave(2), t]), torch.cat([text.states, empty]))
+    alone = mid[4 * n:].repeat_interleave(2, dim=0)
+    image = lrm.image_features(Features([level[:4 * n] for level in down], mid[:4 * n], [], alone))
+    cosine = F.cosine_similarity(image, lrm.text_features(text.pooled), dim=-1)
+    return (lrm.logit_scale.exp() * cosine).view(n, 2, 2)
+
+
+def contrastive_loss(table: torch.Tensor) -> torch.Tensor:
+    """Symmetric InfoNCE of (N, 2, 2) scores whose diagonal is right: captions of a picture, pictures of a caption."""
+    target = torch.arange(2, device=table.device).expand(len(table), 2)
+    return (F.cross_entropy(table.transpose(1, 2), target) + F.cross_entropy(table, target)) / 2
+
+
+def margins(lrm: LatentRewardModel, pictures: torch.Tensor, t: torch.Tensor, captions: Captions) -> torch.Tensor:
+    """(N,) score of the first minus the second picture, both read with the first caption."""
+    prompts = [caption for caption, _ in captions for _ in range(2)]
+    return lrm.score(pictures.flatten(0, 1), t.repeat_interleave(2), prompts).view(-1, 2) @ torch.tensor([1.0, -1.0])
+
+
+def pool_loss(lrm: LatentRewardModel, backbone: Backbone, kind: str, one: Pool, t: torch.Tensor,
+              *key: int | str) -> torch.Tensor:
+    """Contrastive loss; of ORDERED kinds, whose two captions are one, the pair loss: the first picture is better."""
+    pictures = noised(backbone, one, t, *key)
+    if kind in ORDERED:
+        margin = margins(lrm, pictures, t, one.captions)
+        return F.binary_cross_entropy_with_logits(margin, torch.full_like(margin, WEAK_TARGET))
+    return contrastive_loss(scores(lrm, pictures, t, one.captions))
+
+
+@torch.no_grad()
+def unseen_margins(lrm: LatentRewardModel, backbone: Backbone, kind: str, one: Pool) -> torch.Tensor:
+    """(T, N) margins of unseen pairs at TIMESTEPS, above 0 where the picture made for the caption wins."""
+    rows = []
+    for t in TIMESTEPS:
+        times = torch.full((len(one),), t)
+        rows.append(margins(lrm, noised(backbone, one, times, "warmup-eval", kind, t), times, one.captions).cpu())
+    return torch.stack(rows)
+
+
+def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequence[str] = KINDS, init: str = "base",
+            chunks: dict[str, int] = CHUNKS) -> Path:
+    """Makes the pools, trains for `minutes` of wall time in all, and returns the folder of the finished LRM.
+
+    `init` is 'base' (the model's own blocks) or the LRM folder of an earlier warm-up on the same latents.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    backbone = load_policy(Policy(base=model))
+
+    def log(stage: str, **values: object) -> None:
+        line = json.dumps({"at": time.strftime("%H:%M:%S", time.gmtime()), "stage": stage, **values})
+        print(line, flush=True)
+        with (out / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    began = time.monotonic()
+    pools = {kind: pool(backbone, out / "pool", kind, seed, chunks[kind]) for kind in kinds}
+    unseen = {kind: pool(backbone, out / "pool", kind, seed + UNSEEN_SEED, min(2, chunks[kind])) for kind in kinds}
+    log("pools", seconds=round(time.monotonic() - began, 1), pairs={kind: len(one) for kind, one in pools.items()})
+
+    if init == "base":
+        lrm, known = LatentRewardModel.from_base(model, seed=seed), []
+    else:
+        lrm = LatentRewardModel.from_pretrained(init, model)
+        require_same(lrm.fingerprint, backbone.fingerprint(), init, model, False)
+        lrm.temperature, known = 1.0, lrm.meta["training_prompts"]
+    lrm.set_trainable("full")
+    weights = lrm.trainable_parameters()
+    heads = [weight for name, weight in weights.items() if name.startswith(HEADS)]
+    others = [weight for name, weight in weights.items() if not name.startswith(HEADS)]
+    groups = [{"params": heads, "peak": HEADS_LEARNING_RATE}, {"params": others, "peak": LEARNING_RATE}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
+    average = {name: weight.detach().clone() for name, weight in weights.items()}
+    step, spent, state = 0, 0.0, out / "state.pt"
+    if state.exists():
+        stored = torch.load(state, weights_only=True)
+        lrm.load_state_dict(stored["weights"], strict=False)
+        optimizer.load_state_dict(stored["optimizer"])
+        average, step, spent = stored["average"], stored["step"], stored["seconds"]
+
+    batch = {kind: BATCH[kind] for kind in kinds}
+    began = saved = time.monotonic()
+    done = min(1.0, spent / (60 * minutes))
+    while done < 1.0:
+        factor = min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * done)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        losses = {}
+        for kind, count in batch.items():
+            picks = rng.integers(len(pools[kind]), (count,), seed, "warmup-pick", kind, step)
+            part = Pool(pools[kind].latents[picks], [pools[kind].captions[k] for k in picks.tolist()])
+            t = rng.integers(1000, (count,), seed, "warmup-t", kind, step)
+            losses[kind] = pool_loss(lrm, backbone, kind, part, t, seed, "warmup-noise", kind, step)
+        optimizer.zero_grad(set_to_none=True)
+        (sum(losses[kind] * count for kind, count in batch.items()) / sum(batch.values())).backward()
+        norm = torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        optimizer.step()
+        step += 1
+        with torch.no_grad():
+            for name, weight in weights.items():
+                average[name].lerp_(weight, 1 - min(EMA, (1 + step) / (10 + step)))
+        seconds = spent + time.monotonic() - began
+        done = min(1.0, seconds / (60 * minutes))
+        if step % 20 == 0 or done == 1:
+            log("train", step=step, seconds=round(seconds, 1), lr=LEARNING_RATE * factor, norm=round(norm.item(), 3),
+                **{kind: round(one.item(), 4) for kind, one in losses.items()})
+        if time.monotonic() - saved > 60 or done == 1:
+            saved = time.monotonic()
+            stored = {"weights": {name: weight.detach() for name, weight in weights.items()}, "average": average,
+                      "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
+            torch.save(stored, state.with_suffix(".part"))
+            state.with_suffix(".part").replace(state)
+
+    lrm.load_state_dict(average, strict=False)
+    lrm.forget_texts()
+    found = {kind: unseen_margins(lrm, backbone, kind, one) for kind, one in unseen.items()}
+    accuracy = {kind: {str(t): round((row > 0).double().mean().item(), 3)
+                       for t, row in zip(TIMESTEPS, one, strict=True)} for kind, one in found.items()}
+    # what is scored later are the model's own drawings, so the temperature is theirs
+    generated = found.get("generated", found[kinds[0]]).double().numpy().reshape(-1)
+    lrm.temperature = fit_temperature(generated, np.ones(len(generated)), np.ones(len(generated)))
+    log("done", step=step, temperature=round(lrm.temperature, 4), unseen_accuracy=accuracy)
+    prompts = {prompt_hash(text) for one in pools.values() for pair in one.captions for text in pair} | set(known)
+    lrm.save(out / "lrm", {"base": "scenes", "init": init, "step": step, "minutes": minutes, "seed": seed,
+                           "pairs": {kind: len(one) for kind, one in pools.items()}, "unseen_accuracy": accuracy,
+                           "training_prompts": sorted(prompts)}, dtype="float16")
+    return out / "lrm"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lpo.warmup", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default="scenes", help="Scenes model folder, or 'scenes' for the embedded one")
+    parser.add_argument("--out", type=Path, required=True, help="run folder; a stopped run in it is continued")
+    parser.add_argument("--minutes", type=float, default=20, help="training time, without the making of pictures")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of pictures to learn from")
+    parser.add_argument("--init", default="base", help="'base', or the LRM folder of an earlier warm-up to go on from")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(warm_up(args.model, args.out, args.minutes, args.seed, args.kinds, args.init))
+
+
+if __name__ == "__main__":
+    main()
