@@ -112,6 +112,9 @@ def serve(arguments: argparse.Namespace) -> int:
     data_dir = arguments.data_dir.expanduser().resolve()
     # Kept for as long as this function runs: they hold the folder and the port.
     held, listener = lock(data_dir), listen(arguments.host, arguments.port)
+    # Before the imports that read them: nothing is sent anywhere, and uploads stay in the data folder.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+    os.environ["GRADIO_TEMP_DIR"] = str(data_dir / "cache" / "gradio")
 
     import uvicorn
 
@@ -131,7 +134,9 @@ def serve(arguments: argparse.Namespace) -> int:
     lab = Lab(storage.open(data_dir), settings)
     lab.current_study()
     stop = stop_event()
-    config = uvicorn.Config(create_app(lab), log_level="warning", timeout_graceful_shutdown=HTTP_GRACE)
+    config = uvicorn.Config(
+        create_app(lab), log_level="warning", timeout_graceful_shutdown=HTTP_GRACE, server_header=False
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
     thread.start()

@@ -7,7 +7,7 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse
 
-from app import data_routes, ui
+from app import data_routes, label_routes, ui
 from app.lab import Lab
 from app.security import Guard
 from storage import StorageError
@@ -34,11 +34,7 @@ def create_app(lab: Lab) -> FastAPI:
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
 
-    if importlib.util.find_spec("app.label_routes") is not None:
-        from app import label_routes
-
-        app.include_router(label_routes.router(lab))
-
+    app.include_router(label_routes.router(lab))
     app.include_router(data_routes.router(lab))
 
     # plotly.min.js lies in the plotly package; find_spec does not import it

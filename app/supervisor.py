@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,9 +55,13 @@ class Supervisor:
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            for lane in self.lanes:
-                self._keep(lane)
-            self._refill.step()
+            try:
+                for lane in self.lanes:
+                    self._keep(lane)
+                self._refill.step()
+            except Exception:  # noqa: BLE001  the boundary: whatever fails now (a full disk, say), try again
+                traceback.print_exc()
+                self._ending.wait(BACKOFF[1] / 4)
             self._ending.wait(1.0)
 
     def _keep(self, lane: Lane) -> None:
@@ -139,7 +144,11 @@ class Refill:
         """Forgets the last job if it went well; after a failure the next one waits longer and longer."""
         if self._job is None:
             return
-        job, self._job = queue.get(self.lab.store, self._job), None
+        job_id, self._job = self._job, None
+        try:
+            job = queue.get(self.lab.store, job_id)
+        except queue.JobError:  # somebody deleted it
+            return
         if job.state == "done":
             queue.delete_job(self.lab.store, job.id)
             self._failures = 0

@@ -1,14 +1,13 @@
 """Assembles the five tabs; no logic. Also the one place that says how the page looks."""
 
-import importlib
-
 import gradio as gr
 import segno
 
 from app.lab import Lab
 from app.security import is_loopback
+from app.tabs import compare, curves, data, label, train
 
-TABS = (("Label", "label"), ("Curves", "curves"), ("Train", "train"), ("Compare", "compare"), ("Data", "data"))
+TABS = (("Label", label), ("Curves", curves), ("Train", train), ("Compare", compare), ("Data", data))
 
 # Only fonts that the system has: a page of the lab loads nothing from outside.
 THEME = gr.themes.Default(
@@ -18,7 +17,9 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "monospace"],
 )
 CSS = """
-.gradio-container { width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; padding: 0 !important; }
+.gradio-container {
+  width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; padding: 0 !important;
+}
 .gradio-container > .main { padding: 4px 20px 16px !important; max-width: none !important; }
 footer { display: none !important; }
 .form-row .block { justify-content: flex-end; }
@@ -31,12 +32,9 @@ def build_ui(lab: Lab) -> gr.Blocks:
     """The page: a tab per step of the loop, each built by its own module."""
     with gr.Blocks(title="Preference Lab", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as blocks:
         with gr.Tabs(elem_id="tabs"):
-            for name, tab_id in TABS:
-                with gr.Tab(name, id=tab_id, elem_id=f"tab-{tab_id}"):
-                    try:  # temporary: until all five tabs are there
-                        importlib.import_module(f"app.tabs.{tab_id}").build(lab)
-                    except Exception as error:  # noqa: BLE001
-                        gr.Markdown(f"{name} is being built: {error}")
+            for name, tab in TABS:
+                with gr.Tab(name, id=name.lower(), elem_id=f"tab-{name.lower()}"):
+                    tab.build(lab)
         phone(lab)
     return blocks
 

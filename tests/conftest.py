@@ -95,7 +95,7 @@ class Server:
             self.wait()
         self.seconds = time.monotonic() - started
 
-    def wait(self, seconds: float = 60.0) -> None:
+    def wait(self, seconds: float = 180.0) -> None:
         """Waits for the first answer, whatever its status."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -109,7 +109,7 @@ class Server:
                 time.sleep(0.02)
         raise AssertionError(f"no answer within {seconds} s: {self.log.read_text()}")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 60.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 120.0) -> int:
         """Sends a signal and waits for the end; returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -136,7 +136,7 @@ def server(start_server):
     return start_server()
 
 
-def wait_for(condition, seconds: float = 30.0, what: str = "it"):
+def wait_for(condition, seconds: float = 90.0, what: str = "it"):
     """Polls until `condition()` is true and returns its value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
