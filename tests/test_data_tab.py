@@ -226,12 +226,14 @@ def test_hostile_and_wrong_uploads(lab, store, filled, tmp_path):
         worker_data.uploads(store, "../../etc")
 
 
-def test_stopped_import_keeps_its_upload(lab, store, filled):
+def test_stopped_import_keeps_its_upload(lab, store, filled, monkeypatch):
     job = queue.get(store, data_exchange.start_export(lab, filled.study.id, "zip"))
     result = worker_data.run(task_for(store, job))
     exported = store.runs_dir / job.id / result["path"]
     job = queue.get(store, data_exchange.start_import(lab, str(exported), None))
-    with pytest.raises(Stopped):
+    halfway = {"done": 3, "total": 6, "pairs": 0, "finished": False}
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(worker_data, "import_data", lambda *_: iter([halfway]))
         worker_data.run(task_for(store, job, stopping=True))
     assert (store.cache_dir / "uploads" / job.config["upload"]).exists()
     assert worker_data.run(task_for(store, job))["finished"]
