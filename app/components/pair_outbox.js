@@ -23,7 +23,8 @@ class Outbox {
     this.listener = listener;
     this.window = uniqueKey();
     this.memory = new Map();     // what localStorage would not take
-    this.held = new Map();       // key -> why it waits for something other than time
+    this.held = new Map();       // key -> HTTP status: waits for a name or another lab, not for time
+    this.who = null;             // only this annotator's votes are sent; the others wait for theirs
     this.delay = Outbox.FIRST_RETRY_MS;
     this.retryAt = 0;
     this.busy = false;
@@ -64,15 +65,22 @@ class Outbox {
   }
 
   // Somebody chose a name, or asks to try again now.
-  release() {
+  release(who) {
+    this.who = who;
     this.held.clear();
     this.delay = Outbox.FIRST_RETRY_MS;
     this.flush();
   }
 
+  // Everything that can still arrive in this lab.
+  waiting() { return this.entries().filter((entry) => this.held.get(entry.body.client_key) !== 410); }
+
+  sendable() {
+    return this.entries().filter((entry) => entry.body.annotator === this.who && !this.held.has(entry.body.client_key));
+  }
+
   due() {
-    const mine = (entry) => entry.window === this.window || entry.at < Date.now() - Outbox.ORPHAN_MS;
-    return this.entries().find((entry) => mine(entry) && !this.held.has(entry.body.client_key));
+    return this.sendable().find((entry) => entry.window === this.window || entry.at < Date.now() - Outbox.ORPHAN_MS);
   }
 
   // One after the other, oldest first: an undo must come after the vote that it takes back.
@@ -93,7 +101,7 @@ class Outbox {
       this.retryAt = Date.now() + this.delay;
       this.timer = setTimeout(() => this.flush(), this.delay);
       this.delay = Math.min(this.delay * 2, Outbox.LAST_RETRY_MS);
-    } else if (this.entries().some((each) => !this.held.has(each.body.client_key))) {
+    } else if (this.sendable().length) {
       this.timer = setTimeout(() => this.flush(), Outbox.ORPHAN_MS);
     }
     this.listener.changed();
@@ -120,7 +128,7 @@ class Outbox {
       this.remove(entry);
       this.listener.saved(entry, answer);
     } else if (response.status === 401 || response.status === 409 || response.status === 410) {
-      this.held.set(entry.body.client_key, answer.error);
+      this.held.set(entry.body.client_key, response.status);
       this.listener.held(entry, response.status);
     } else if (response.status === 400 || response.status === 403) {
       this.remove(entry);

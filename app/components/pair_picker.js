@@ -51,7 +51,11 @@ async function meet() {
   const mine = round;
   const answer = await ask('api/annotator');
   if (mine !== round) return;
-  if (!answer) { pollTimer = setTimeout(meet, retryDelay()); return; }
+  if (!answer || answer.error) {
+    setState('loading', 'One moment', answer ? answer.error : 'The server does not answer. Trying again…');
+    pollTimer = setTimeout(meet, retryDelay());
+    return;
+  }
   if (answer.name) { welcome(answer.name); return; }
   if (answer.known.length === 0) { await choose(answer.suggested); return; }   // the very first visit needs no click
   name = null;
@@ -72,7 +76,7 @@ function welcome(who) {
   $('.pp-name').hidden = true;
   $('.pp-who-text').textContent = `labelling as ${name}`;
   $('.pp-rename').hidden = false;
-  outbox.release();
+  outbox.release(name);
   if (same) { refill(); return; }
   restart();
 }
@@ -234,7 +238,7 @@ function restart() {
   disarm();
   $('.pp-stats').textContent = '';
   if (!target) { setState('rest', '', ''); return; }
-  if (name) { setState('loading', '', ''); refill(); } else meet();
+  if (name) { setState('loading', 'One moment', ''); refill(); } else meet();
 }
 
 // ---- answers -----------------------------------------------------------------------------------------------------
@@ -253,7 +257,7 @@ function vote(choice, source) {
   outbox.add('vote', body, WORDS[choice]);
   others.postMessage({ what: 'vote', study: target.study, pair: item.pair, annotator: name });
   advance();
-  if (!current) setState('loading', '', '');
+  if (!current) setState('loading', 'One moment', '');
   refill();
 }
 
@@ -354,7 +358,7 @@ flickerButton.addEventListener('click', (event) => { if (event.detail === 0) (fl
 flickerButton.addEventListener('contextmenu', (event) => event.preventDefault());
 for (const side of ['left', 'right']) slots[side].addEventListener('click', () => vote(side, 'pointer'));
 
-$('.pp-retry').addEventListener('click', () => outbox.release());
+$('.pp-retry').addEventListener('click', () => outbox.release(name));
 $('.pp-rename').addEventListener('click', async () => {
   if (!$('.pp-name').hidden) { $('.pp-name').hidden = true; fit(); return; }
   const answer = await ask('api/annotator');
@@ -395,7 +399,7 @@ function empty(answer) {
 }
 
 function showSaved() {
-  const waiting = outbox.entries();
+  const waiting = outbox.waiting();
   const theirs = waiting.filter((entry) => entry.body.annotator !== name);
   const seconds = Math.max(0, Math.ceil((outbox.retryAt - Date.now()) / 1000));
   const votes = `${waiting.length} ${waiting.length === 1 ? 'vote' : 'votes'} waiting`;
@@ -403,7 +407,7 @@ function showSaved() {
   if (said.startsWith('not') || said.startsWith('a pair') || said.startsWith('nothing')) line = said;
   let state = 'saved';
   if (waiting.length) {
-    state = outbox.retryAt || outbox.held.size ? 'waiting' : 'saving';
+    state = outbox.retryAt || theirs.length || !name ? 'waiting' : 'saving';
     line = state === 'saving' ? 'saving…' : votes;
     if (outbox.retryAt) line += `, sent again in ${seconds} s`;
     else if (theirs.length && name) line += ` for ${theirs[0].body.annotator}`;
@@ -434,7 +438,7 @@ function fit() {
   const gap = 12;
   const below = $('.pp-actions').offsetHeight + $('.pp-foot').offsetHeight + 26;
   const top = stage.getBoundingClientRect().top + window.scrollY;
-  const height = Math.max(220, window.innerHeight - top - below);
+  const height = Math.max(150, window.innerHeight - top - below);
   const picture = current ? current.left_picture : { width: 1, height: 1 };
   const ratio = Math.min(2, Math.max(0.5, picture.width / picture.height));
   const beside = Math.min((width - gap) / 2, height * ratio);
@@ -462,7 +466,10 @@ function onWake() {
 }
 
 others.onmessage = ({ data }) => {
-  if (data.what === 'name') { meet(); return; }
+  if (data.what === 'name') {
+    if (target) meet(); else name = null;
+    return;
+  }
   if (!target || data.study !== target.study || data.annotator !== name) return;
   queue = queue.filter((item) => item.pair !== data.pair);
   if (current && current.pair === data.pair) advance();
@@ -500,7 +507,7 @@ window.addEventListener('blur', stopFlicker);
 window.addEventListener('online', onWake);
 window.addEventListener('resize', fit);
 watch('value', aim);
-setState('loading', '', '');
+setState('loading', 'One moment', '');
 disarm();
 aim();
 outbox.flush();
