@@ -43,13 +43,13 @@ def resume(command: str, run_dir: str) -> int:
 
 def _guarded(command: str, config: Any, run: Run, resuming: bool) -> int:
     """Run the command; whatever goes wrong ends up as the last line of log.txt."""
-    run.catch_signals()
     try:
-        if command == "sample":
-            return run_sample(config, run)
-        if command == "trace":
-            return run_trace(config, run)
-        return run_training(TRAINERS[command](config, run), run, resuming)
+        with run.catching_signals():
+            if command == "sample":
+                return run_sample(config, run)
+            if command == "trace":
+                return run_trace(config, run)
+            return run_training(TRAINERS[command](config, run), run, resuming)
     except torch.OutOfMemoryError as error:
         sentence = "The device ran out of memory: use a smaller batch size, fewer prompts per iteration or bfloat16."
         run.fail(sentence)

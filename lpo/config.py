@@ -112,7 +112,7 @@ class TraceConfig:
         Policy(), "the model that draws", main=True
     )
     lrm: tuple[str, ...] = opt(("scenes",), "LRM folders that score the trace; 'scenes' is the shipped one", main=True)
-    prompt: str = opt("", "the prompt", main=True)
+    prompt: str = opt("", "the prompt to follow", main=True)
     seeds: tuple[int, ...] = opt((0,), "one trajectory per seed", main=True)
     steps: int = _steps()
     guidance_scale: float = _guidance()

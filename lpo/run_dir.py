@@ -8,12 +8,14 @@ any moment leaves nothing half-written. Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from lpo.config import ConfigError
@@ -117,16 +119,21 @@ class Run:
     def request_stop(self) -> None:
         self._stop.set()
 
-    def catch_signals(self) -> None:
-        """From now on SIGTERM and SIGINT ask for a stop; a second one ends the process at once."""
+    @contextlib.contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """Inside, SIGTERM and SIGINT ask for a stop; a second one ends the process at once."""
 
         def handler(signum: int, frame: object) -> None:
             if self.stop_requested:
                 os._exit(128 + signum)
             self.request_stop()
 
-        signal.signal(signal.SIGTERM, handler)
-        signal.signal(signal.SIGINT, handler)
+        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
 
 
 def write_text(path: Path, text: str) -> None:
