@@ -127,11 +127,7 @@ def add_prompts(store: Storage, study_id: int, texts: Iterable[str]) -> list[Pro
 
 def add_prompt(session: Session, study: Study, text: str) -> Prompt:
     """One prompt inside the caller's write transaction."""
-    text = " ".join(text.split())
-    if not 1 <= len(text) <= 2000:
-        raise LabelError("A prompt has 1 to 2000 characters; shorten it or leave it out.")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise LabelError("A prompt holds half of a character that UTF-8 cannot write; type it again.")
+    text = _prompt_text(text)
     row = session.exec(select(Prompt).where(Prompt.text == text)).first()
     if row is None:
         row = Prompt(text=text, key=normalise(text))
@@ -145,7 +141,9 @@ def add_prompt(session: Session, study: Study, text: str) -> Prompt:
 def _prompt_text(text: str) -> str:
     text = " ".join(text.split())
     if not 1 <= len(text) <= 2000:
-        raise LabelError(f"A prompt has 1 to 2000 characters, this one has {len(text)}.")
+        raise LabelError("A prompt has 1 to 2000 characters; shorten it or leave it out.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise LabelError("A prompt holds half of a character that UTF-8 cannot write; type it again.")
     return text
 
 
