@@ -212,7 +212,7 @@ _TOTAL = text("""SELECT COUNT(*) FROM preference p WHERE p.study_id = :study AND
 
 
 def stats(lab: Lab, study: Study, person: Annotator, comparison: int | None) -> dict:
-    """{"stats": ...}: own labels today and in the study, everybody's, pace, pairs left; or the votes of a comparison."""
+    """{"stats": ...}: own labels (today, in the study), everybody's, pace, pairs left; or a comparison's votes."""
     if comparison is not None:
         progress = comparisons.comparison_progress(lab.store, comparison)
         return {"stats": {"votes": progress["votes"], "planned": progress["planned"]}}
@@ -248,6 +248,6 @@ def state(lab: Lab, study: Study, person: Annotator, comparison: int | None, fou
     if failed:
         return {**told, "state": "stuck", "message": f"The last try to make pairs failed: {failed}", "progress": None}
     if lab.settings.workers and study.settings.get("refill", True) and lab.current_study().id == study.id:
-        return {**told, "state": "filling", "message": "The models are being loaded.", "progress": None}
+        return {**told, "state": "filling", "message": "Pairs are about to be drawn.", "progress": None}
     name = "done" if told["stats"]["labels"] else "stuck"
     return {**told, "state": name, "message": "", "progress": None}

@@ -33,13 +33,13 @@ FIRST_PAIRS, REFILL, PLENTY = 12, 4, 40
 PROBE = """() => {
   if (window.labelling) { window.labelling.times = []; return; }
   window.labelling = { times: [], waiting: false };
-  const sources = () => [...document.querySelectorAll('#label-picker .pp-slot img')].map((image) => image.src).join(' ');
+  const shown = () => [...document.querySelectorAll('#label-picker .pp-slot img')];
+  const sources = () => shown().map((image) => image.src).join(' ');
   addEventListener('keydown', (event) => {
     const before = sources();
     window.labelling.waiting = true;
     const look = () => {
-      const images = [...document.querySelectorAll('#label-picker .pp-slot img')];
-      if (sources() === before || !images.every((image) => image.complete && image.naturalWidth)) {
+      if (sources() === before || !shown().every((image) => image.complete && image.naturalWidth)) {
         requestAnimationFrame(look);
         return;
       }
@@ -110,7 +110,8 @@ def p95(times: list[float]) -> float:
 
 def summary(times: list[float]) -> str:
     low, high = np.percentile(times, [50, 95])
-    return f"{len(times)} votes: next pair on screen after {low:.0f} ms (median), {high:.0f} ms (p95), {max(times):.0f} ms (worst)"
+    words = f"{low:.0f} ms (median), {high:.0f} ms (p95), {max(times):.0f} ms (worst)"
+    return f"{len(times)} votes: next pair on screen after {words}"
 
 
 def main() -> int:

@@ -187,7 +187,8 @@ def test_a_comparison_tells_nothing_but_pictures(client, lab, study):
         item = given["pairs"][0]
         vote = {
             "study": study.id, "study_key": given["study_key"], "annotator": "Ada", "comparison": made.id,
-            "client_key": f"blind-{number:04d}", "pair": item["pair"], "choice": "left", "left": item["left"], "milliseconds": 5,
+            "client_key": f"blind-{number:04d}", "pair": item["pair"], "choice": "left", "left": item["left"],
+            "milliseconds": 5,
         }  # fmt: skip
         answer = client.post("/api/pairs/vote", json=vote)
         said += [answer.text, str(answer.headers)]
@@ -211,7 +212,7 @@ def test_a_comparison_tells_nothing_but_pictures(client, lab, study):
 
 
 def test_what_an_empty_queue_says(client, lab):
-    """Filling while a job makes pairs, its sentence if it failed, stuck if nobody makes any, done when all is answered."""
+    """Filling while a job makes pairs, its sentence if it failed, stuck if nobody makes any, else ready."""
     empty = labels.create_study(lab.store, "Empty")
     client.post("/api/annotator", json={"name": "Ada"})
 

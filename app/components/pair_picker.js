@@ -384,7 +384,7 @@ function empty(answer) {
   if (answer.state === 'ready' && unsent().size) { setState('loading', 'One moment', 'Your answers are being saved.'); return; }
   if (answer.state === 'filling' || answer.state === 'ready') {
     setState('filling', comparison ? 'The pictures of this comparison are being drawn' : 'The first pairs are on their way',
-      `${answer.message} They appear here by themselves.`.trim());
+      [answer.message, 'They appear here by themselves.'].filter(Boolean).join(answer.message.endsWith('.') ? ' ' : '. '));
     if (stats.labels) $('.pp-empty-title').textContent = 'You are faster than the model: new pairs are being drawn';
     $('.pp-bar').hidden = answer.progress === null;
     $('.pp-bar i').style.width = `${Math.round(100 * (answer.progress || 0))}%`;

@@ -27,20 +27,26 @@ TEMPLATE = """
       <div class="pp-bar" role="progressbar" aria-label="Pairs being made" hidden><i></i></div></div>
   </div>
   <div class="pp-actions">
-    <button type="button" class="pp-main" data-choice="left" aria-label="The left picture is better"><kbd>←</kbd><span class="pp-word-left">Left</span></button>
+    <button type="button" class="pp-main" data-choice="left" aria-label="The left picture is better">
+      <kbd>←</kbd><span class="pp-word-left">Left</span></button>
     <div class="pp-minor">
       <button type="button" data-choice="tie" aria-label="Both are equally good"><kbd>↓</kbd><span>Tie</span></button>
       <button type="button" data-choice="both_bad" aria-label="Both are bad"><kbd>X</kbd><span>Both bad</span></button>
       <button type="button" data-choice="skip" aria-label="Skip this pair"><kbd>S</kbd><span>Skip</span></button>
       <button type="button" data-act="undo" aria-label="Undo the last answer"><kbd>U</kbd><span>Undo</span></button>
-      <button type="button" data-act="flicker" aria-label="Hold to flicker between the two pictures" aria-pressed="false"><kbd>Space</kbd><span>Flicker</span></button>
+      <button type="button" data-act="flicker"
+        aria-label="Hold to flicker between the two pictures" aria-pressed="false">
+        <kbd>Space</kbd><span>Flicker</span></button>
     </div>
-    <button type="button" class="pp-main" data-choice="right" aria-label="The right picture is better"><span class="pp-word-right">Right</span><kbd>→</kbd></button>
+    <button type="button" class="pp-main" data-choice="right" aria-label="The right picture is better">
+      <span class="pp-word-right">Right</span><kbd>→</kbd></button>
   </div>
   <div class="pp-foot">
-    <span class="pp-saved" role="status"><i class="pp-dot"></i><span class="pp-saved-text"></span><button type="button" class="pp-retry pp-link" hidden>try now</button></span>
+    <span class="pp-saved" role="status"><i class="pp-dot"></i><span class="pp-saved-text"></span>
+      <button type="button" class="pp-retry pp-link" hidden>try now</button></span>
     <span class="pp-stats"></span>
-    <span class="pp-who"><span class="pp-who-text"></span><button type="button" class="pp-rename pp-link" hidden>change</button></span>
+    <span class="pp-who"><span class="pp-who-text"></span>
+      <button type="button" class="pp-rename pp-link" hidden>change</button></span>
   </div>
   <form class="pp-name" hidden autocomplete="off">
     <p class="pp-name-why"></p>

@@ -159,7 +159,7 @@ def _studies_form(lab: Lab, picker: gr.HTML) -> tuple[gr.Dropdown, gr.Markdown]:
         except ValueError as error:
             return gr.skip(), gr.skip(), gr.skip(), f"⚠️ {error}"
         options = [(each.name, each.id) for each in lab.studies()]
-        line = f"The study “{row.name}” has {train} training and {heldout} held-out prompts. Its first pairs are on their way."
+        line = f"“{row.name}” has {train} training and {heldout} held-out prompts; its first pairs are on their way."
         if heldout == 0 or train == 0:
             line += " With so few prompts one side is empty; add prompts before you train."
         return {"study": row.id}, gr.Dropdown(options, value=row.id), describe(lab), line
