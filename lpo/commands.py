@@ -45,10 +45,9 @@ def _guarded(command: str, config: Any, run: Run, resuming: bool) -> int:
     """Run the command; whatever goes wrong ends up as the last line of log.txt."""
     try:
         with run.catching_signals():
-            if command == "sample":
-                return run_sample(config, run)
-            if command == "trace":
-                return run_trace(config, run)
+            if command in ("sample", "trace"):
+                run.rewind(0)  # these start over: they take seconds
+                return run_sample(config, run) if command == "sample" else run_trace(config, run)
             return run_training(TRAINERS[command](config, run), run, resuming)
     except torch.OutOfMemoryError as error:
         sentence = "The device ran out of memory: use a smaller batch size, fewer prompts per iteration or bfloat16."
