@@ -22,7 +22,7 @@ from storage.models import LANES, Job
 
 IDLE_SECONDS = 0.2
 ATTEMPTS = 3  # a job whose worker dies under it is tried this often
-NICE = 10  # the page, which must answer at once, comes before what is computed
+NICE = 5  # the page, which must answer at once, comes before what is computed
 
 
 class Worker:

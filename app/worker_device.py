@@ -24,8 +24,16 @@ def training_threads() -> int:
 
 
 def interactive_threads(training: bool) -> int:
-    """All cores, or what a running training leaves."""
+    """All cores, or what a running training leaves; one on a machine that others overload, where several threads
+    would only wait for each other."""
+    if overloaded():
+        return 1
     return max(1, cores() - training_threads()) if training else cores()
+
+
+def overloaded() -> bool:
+    """Whether more than twice as many processes want to compute as there are cores."""
+    return os.name == "posix" and os.getloadavg()[0] > 2 * cores()
 
 
 def is_training(store: Storage) -> bool:

@@ -197,6 +197,9 @@ def test_an_absurd_setting_never_becomes_a_job(lab):
 @pytest.mark.parametrize("cores", [1, 2, 3, 4, 8, 64])
 def test_threads_never_exceed_the_cores(monkeypatch, cores):
     monkeypatch.setattr(worker_device, "cores", lambda: cores)
+    monkeypatch.setattr(worker_device.os, "getloadavg", lambda: (cores, cores, cores))
     training, beside = worker_device.training_threads(), worker_device.interactive_threads(training=True)
     assert training >= 1 and beside >= 1 and training + beside <= max(2, cores)
     assert worker_device.interactive_threads(training=False) == cores
+    monkeypatch.setattr(worker_device.os, "getloadavg", lambda: (3.0 * cores, cores, cores))
+    assert worker_device.interactive_threads(training=False) == 1, "others overload the machine"
