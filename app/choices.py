@@ -5,9 +5,8 @@ A choice's value is a short text that survives a reload: "base", "scenes", or a 
 
 from pathlib import Path
 
-from sqlmodel import select
-
 from app.lab import ROOT, Lab
+from storage import checkpoints as stored
 from storage.models import Checkpoint
 
 WARM_LRM = ROOT / "lpo" / "scenes" / "weights" / "lrm"
@@ -15,10 +14,12 @@ BASE, WARM = "base", "scenes"
 
 
 def checkpoints(lab: Lab, kind: str) -> list[Checkpoint]:
-    """The visible checkpoints of a kind ("adapter" or "lrm"), newest first."""
-    query = select(Checkpoint).where(Checkpoint.kind == kind, Checkpoint.hidden.is_(False))
-    with lab.store.reader() as session:
-        return list(session.exec(query.order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())).all())
+    """The visible checkpoints of a kind ("adapter" or "lrm"): newest run first, its end before its earlier steps."""
+    rows = stored.list_checkpoints(lab.store, kind)
+    runs = list(dict.fromkeys(row.job_id or row.path for row in rows))
+    return sorted(
+        rows, key=lambda row: (runs.index(row.job_id or row.path), not row.meta.get("final"), -(row.step or 0))
+    )
 
 
 def policies(lab: Lab) -> list[tuple[str, str]]:

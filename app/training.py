@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app import jobs
 from app.lab import Lab
-from lpo.config import CONFIGS, LPOConfig, LRMConfig, from_dict, from_preset, to_args
+from lpo.config import CONFIGS, ConfigError, LPOConfig, LRMConfig, from_dict, from_preset, to_args
 from storage import jobs as queue
 
 FEW, SOME, CLEAR = 25, 100, 300  # usable training labels: below, a first try, a clear taste, plenty
@@ -70,7 +70,10 @@ def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig) -> str:
     """How long it will take, judged by the newest run of the same kind on the same base."""
     base = config.base if kind == "train-lrm" else config.policy.base
     for job in queue.list_jobs(lab.store, kinds=(kind,), limit=20):
-        past = from_dict(CONFIGS[kind], job.config)
+        try:
+            past = from_dict(CONFIGS[kind], job.config)
+        except ConfigError:  # settings of an older version tell nothing about this one
+            continue
         rows = jobs.read_metrics(jobs.run_dir(lab, job.id) / "metrics.jsonl", limit=50)
         if (past.base if kind == "train-lrm" else past.policy.base) == base and rows and rows[-1]["step"] >= 3:
             last = rows[-1]

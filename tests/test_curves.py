@@ -10,6 +10,7 @@ from app import figures, reports, traces
 from app.tabs import curves
 from lpo.config import ConfigError, from_dict, from_preset, to_dict
 from lpo.config import TraceConfig as Config
+from storage import checkpoints
 from storage import traces as stored
 
 
@@ -121,6 +122,7 @@ class Form:
         ({"policies": []}, "No policy is chosen"),
         ({"lrms": []}, "No LRM is chosen"),
         ({"policies": ["99"]}, "is gone"),
+        ({"lrms": ["99"]}, "is gone"),
         ({"seeds": "0-23", "policies": ["base", "base"]}, "48 trajectories; choose at most 24"),
         ({"seeds": "x"}, "Seeds are 'x'"),
     ],
@@ -132,10 +134,13 @@ def test_a_request_that_cannot_be_traced_is_one_sentence(lab, changes, sentence)
     assert sentence in str(caught.value)
 
 
-def test_a_request_becomes_one_job_that_a_reload_finds_again(lab):
+def test_a_request_becomes_one_job_and_is_remembered_for_its_study(lab):
     request = curves.plan(lab, Form(), " a star ", "0 1", ["base"], ["scenes"], ())
     assert [t["seed"] for t in request["traces"]] == [0, 1]
-    assert curves.last_request(lab) == request
+    curves.remember(lab, {"request": request})
+    assert curves.last_choice(lab)["request"] == request
+    checkpoints.set_setting(lab.store, curves.LAST_CHOICE, {**curves.last_choice(lab), "study": 99})
+    assert curves.last_choice(lab) == {}
     text, value, _ = curves.draw(lab, request, False)
     assert text == "Waiting for the worker…"
     assert value["figure"]["data"][0]["x"] == []

@@ -64,8 +64,8 @@ def make_trace(lab):
         ]
         stored.save_scores(lab.store, row.id, "scenes", steps)
     queue.finish(lab.store, queue.claim(lab.store, "interactive", "test").id, "test")
-    assert job.id
-    curves.remember(lab, {"prompt": PROMPT, "seeds": "0 7", "policies": ["base"], "lrms": ["scenes"]})
+    choice = {"prompt": PROMPT, "seeds": "0 7", "policies": ["base"], "lrms": ["scenes"]}
+    curves.remember(lab, {**choice, "request": {"job": job.id, **job.config}})
 
 
 def test_curves_come_back_and_hovering_shows_the_predicted_picture(page_of):
@@ -180,7 +180,7 @@ def test_trainings_are_shown_resumed_started_and_deleted(page_of, tmp_path):
         " || document.querySelector('#train-lpo-told').textContent.includes('About')"
     )
     page.click("#train-lpo-start")
-    page.wait_for_selector("#train-list .tq-row:has-text('7 iterations')")
+    page.wait_for_selector("#train-list .tq-row:has-text(', 7 iterations')")
 
     page.click("#train-list .tq-row:has-text('LRM 4')")
     page.wait_for_selector("#train-delete >> visible=true")

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from app import choices, jobs, training, training_figures
+from app import choices, jobs, training, training_figures, training_html
 from app.tabs import curves, train_queue
 from lpo.config import LPOConfig, LRMConfig, from_preset, to_dict
 from storage import checkpoints
@@ -126,13 +126,13 @@ def test_the_queue_shows_what_is_needed_and_escapes_what_others_wrote(lab):
     first = write_run(lab, "train-lrm", [], result={"heldout": None})
     second = write_run(lab, "train-lpo", lpo_rows(kept=0.97))
     rows = jobs.list_jobs(lab, lane="training")
-    html = train_queue.list_html(lab, rows, second)
+    html = training_html.list_html(lab, rows, second)
     assert html.count("data-job=") == 2
     assert "LRM 3" in html
     assert "waiting" in html
-    head = train_queue.head_html(lab, {**jobs.describe(lab, first), "state": "failed", "error": "<b>no</b>"})
+    head = training_html.head_html(lab, {**jobs.describe(lab, first), "state": "failed", "error": "<b>no</b>"})
     assert "&lt;b&gt;no&lt;/b&gt;" in head
-    assert "97% of the pairs" in train_queue.head_html(lab, jobs.describe(lab, second))
+    assert "97% of the pairs" in training_html.head_html(lab, jobs.describe(lab, second))
 
 
 def test_samples_are_a_grid_of_prompts_and_steps(lab):
@@ -144,7 +144,7 @@ def test_samples_are_a_grid_of_prompts_and_steps(lab):
             path = folder / "samples" / f"step_{step:06d}" / f"prompt{prompt}_seed0.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8)).save(path)
-    html = train_queue.pictures_html(jobs.describe(lab, job_id))
+    html = training_html.pictures_html(jobs.describe(lab, job_id))
     assert html.count("<img") == 4
     assert "a &lt;red&gt; star · seed 0" in html
     assert html.index("step 10") < html.index("step 20")

@@ -15,9 +15,7 @@ from app.components.reward_plot import RewardPlot
 from app.figures import rewards
 from app.lab import Lab
 from lpo.config import ConfigError, TraceConfig, from_preset, to_dict
-from storage import jobs as queue
-from storage import studies
-from storage.models import Setting
+from storage import checkpoints, studies
 
 LAST_CHOICE = "curves_choice"
 MOST_TRAJECTORIES = 24
@@ -56,7 +54,8 @@ def build(lab: Lab) -> None:
             request = plan(lab, form, prompt, seeds, policies, lrms, values)
         except (ConfigError, ValueError) as error:
             return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
-        remember(lab, {"prompt": prompt, "seeds": seeds, "policies": policies, "lrms": lrms})
+        asked = {"prompt": prompt, "seeds": seeds, "policies": policies, "lrms": lrms, "request": request}
+        remember(lab, asked)
         return request, *draw(lab, request, show)
 
     def tick(request, show):
@@ -67,10 +66,9 @@ def build(lab: Lab) -> None:
         last = last_choice(lab)
         known_policies, known_lrms = choices.policies(lab), choices.lrms(lab)
         chosen = [v for v in last.get("policies", []) if v in dict(map(reversed, known_policies))] or [choices.BASE]
-        scoring = [v for v in last.get("lrms", []) if v in dict(map(reversed, known_lrms))] or [
-            v for _, v in known_lrms[:1]
-        ]
-        text = last.get("prompt") or example_prompt(lab, 0)
+        scoring = [v for v in last.get("lrms", []) if v in dict(map(reversed, known_lrms))]
+        scoring = scoring or [v for _, v in known_lrms[:1]]
+        text = last.get("prompt") or example_prompt(lab, "")
         return (
             text,
             last.get("seeds") or "0 1 2",
@@ -94,7 +92,7 @@ def build(lab: Lab) -> None:
         if last.pop("go", False):
             remember(lab, last)
             return trace(*given[:4], show, *given[4:])
-        request = last_request(lab)
+        request = last.get("request")
         return request, *draw(lab, request, show)
 
     opened = tab.select(enter, None, [prompt, seeds, policies, lrms], show_progress="hidden", api_visibility="private")
@@ -119,7 +117,8 @@ def plan(lab: Lab, form: forms.Form, prompt: str, seeds: str, policies: list[str
     if not lrms:
         raise ConfigError("No LRM is chosen; choose one, or train one in the Train tab.")
     names = {value: name for name, value in choices.policies(lab)}
-    scorers = [[name, choices.lrm(lab, value)] for name, value in choices.lrms(lab) if value in lrms]
+    lrm_names = {value: name for name, value in choices.lrms(lab)}
+    scorers = [[lrm_names.get(value, value), choices.lrm(lab, value)] for value in lrms]
     chosen = [(names.get(value, value), choices.policy(lab, value)) for value in policies]
     config = form.read(
         values,
@@ -164,12 +163,13 @@ def draw(lab: Lab, request: dict | None, siblings: bool):
     curves = traces.curves(lab.store, request["traces"], request["lrms"], request["total"])
     accuracy = [a for name, path in request["lrms"] if (a := reports.accuracy(choices.lrm_folder(path), name))]
     value = rewards(curves, accuracy, siblings, PLOT_HEIGHT)
-    text, active = "", False
+    text = "" if any(s["score"] is not None for c in curves for s in c["steps"]) else HELLO
+    active = False
     if request["job"] is not None:
         job = jobs.describe(lab, request["job"])
         active = job["state"] not in ENDED
-        text = job_line(job)
-    if not active and not text and siblings and not any("gap" in s for c in curves for s in c["steps"]):
+        text = job_line(job) or text
+    if not active and not text and curves and siblings and not any("gap" in s for c in curves for s in c["steps"]):
         text = "These trajectories were traced without siblings; set siblings to 4 below and trace again."
     return text, value, gr.Timer(active=active)
 
@@ -185,7 +185,7 @@ def job_line(job: dict) -> str:
     return "" if job["state"] == "done" else f"{job['message'] or 'Starting'}…"
 
 
-def example_prompt(lab: Lab, current: str | int) -> str:
+def example_prompt(lab: Lab, current: str) -> str:
     """The held-out prompt of the study after `current` (a text), or the first one."""
     texts = [p.text for p in studies.study_prompts(lab.store, lab.current_study().id, "heldout")][:200]
     if not texts:
@@ -195,19 +195,10 @@ def example_prompt(lab: Lab, current: str | int) -> str:
 
 def remember(lab: Lab, choice: dict) -> None:
     """Keeps the last choice, so that a reload (or "Look at its curves" in the Train tab) finds it."""
-    with lab.store.session() as session:
-        session.merge(Setting(key=LAST_CHOICE, value=choice))
+    checkpoints.set_setting(lab.store, LAST_CHOICE, {**choice, "study": lab.current_study().id})
 
 
 def last_choice(lab: Lab) -> dict:
-    with lab.store.reader() as session:
-        row = session.get(Setting, LAST_CHOICE)
-    return row.value if row else {}
-
-
-def last_request(lab: Lab) -> dict | None:
-    """The request of the newest trace job of this study, running or not."""
-    rows = queue.list_jobs(lab.store, kinds=("trace",), study_id=lab.current_study().id, limit=1)
-    if not rows:
-        return None
-    return {"job": rows[0].id, **{name: rows[0].config[name] for name in ("traces", "lrms", "total")}}
+    """What `remember` kept for the current study; empty if that was another one."""
+    choice = checkpoints.get_setting(lab.store, LAST_CHOICE, {})
+    return choice if choice.get("study") == lab.current_study().id else {}

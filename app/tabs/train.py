@@ -34,18 +34,20 @@ def build(lab: Lab) -> None:
         with gr.Column(scale=7, min_width=520, elem_classes="dense"):
             refresh = train_queue.build(lab, chosen)
 
-    def enter(init, policy, lrm):
-        """What changes while the tab is not looked at: labels and checkpoints."""
+    def enter(init, policy, lrm, newest):
+        """What changes while the tab is not looked at: labels and checkpoints. A new LRM becomes the judge."""
         lrms, policies = choices.lrms(lab), choices.policies(lab)
+        latest = lrms[0][1] if lrms else None
         counts = answers.counts(lab.store, lab.current_study().id)
         return (
             training.sufficiency(counts, bool(lrms)),
             _keep([*lrms, FRESH], init),
             _keep(policies, policy),
-            _keep(lrms, lrm),
+            _keep(lrms, lrm if latest == newest else latest),
+            latest,
         )
 
-    pickers = [lrm_init, lpo_policy, lpo_lrm]
+    pickers = [lrm_init, lpo_policy, lpo_lrm, gr.State(None)]
     entered = tab.select(enter, pickers, [enough, *pickers], show_progress="hidden", api_visibility="private")
     for event in (entered, lrm_start, lpo_start):
         refresh(event)
@@ -130,6 +132,8 @@ def _finish(lab: Lab, kind: str, label: str, preset, form: forms.Form, pickers: 
         """Returns the sentence for the form and the new job's id, which the queue then shows."""
         try:
             config = config_of(*values)
+            if kind == "train-lrm" and not answers.counts(lab.store, lab.current_study().id)["train"]:
+                raise ConfigError("There is no label to train on yet; give some answers in the Label tab first.")
             job = jobs.submit(lab, kind, to_dict(config), lab.current_study().id)
         except ValueError as error:
             return f"⚠️ {error}", gr.skip()
