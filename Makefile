@@ -16,11 +16,11 @@ test: .venv/.dev
 lint: .venv/.dev
 	$(BIN)/ruff check .
 
-bench: .venv/.runtime
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks.labelling $(ARGS)
 
 study: .venv/.runtime
-	$(BIN)/python -m benchmarks.study $(if $(QUICK),--quick) $(ARGS)
+	$(BIN)/python -m benchmarks.study $(if $(QUICK),--plan quick) $(ARGS)
 
 # .venv/bin/python exists only after a complete `venv`, whatever a killed one left behind.
 $(BIN)/python:
