@@ -1,6 +1,11 @@
-"""The Label tab in headless Chromium: real keys, a real server, and everything that can come between key and row."""
+"""The Label tab in headless Chromium: real keys, a real server, and everything that can come between key and row.
+
+The keys and the time to the next pair are tested in the lab itself; a dying server, a lost cookie, two windows, the
+phone and the blind mode on a bare page with the same component and routes (fakes/label_page.py), which starts faster.
+"""
 
 import signal
+from pathlib import Path
 
 import pytest
 from conftest import Server, wait_for
@@ -11,10 +16,11 @@ from storage_lab import add_pairs
 
 import storage
 from benchmarks import labelling
-from storage import labels, media
+from storage import comparisons, labels, media
 from storage.models import Annotator, Preference
 
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"> a red circle"
+BARE = Path(__file__).parent / "fakes" / "label_page.py"
 PICKER = "#label-picker .pp"
 SECONDS = 90_000  # a loaded machine must not make a test fail that says nothing about time
 
@@ -142,8 +148,8 @@ def test_keys_choose_and_nothing_else_votes(filled, start_server, page):
 
 def test_votes_wait_for_the_server_and_none_is_lost(filled, start_server, page):
     """kill -9 in the middle, a reload while votes wait, a lost cookie: every answer arrives exactly once."""
-    server = start_server("--no-workers")
-    open_tab(page, server.url)
+    server = start_server(script=BARE)
+    open_tab(page, f"{server.url}/?study=1")
     press(page, "ArrowLeft")
     saved(page)
     server.stop(signal.SIGKILL)
@@ -152,7 +158,7 @@ def test_votes_wait_for_the_server_and_none_is_lost(filled, start_server, page):
         press(page, key)
     expect(page.locator(".pp-saved-text").first).to_contain_text("3 votes waiting")
     expect(page.locator(".pp-saved").first).to_have_attribute("data-state", "waiting")
-    again = Server(server.data_dir, "--no-workers", "--port", str(server.port), wait=False)
+    again = Server(server.data_dir, "--port", str(server.port), script=BARE, wait=False)
     try:
         again.port, again.url = server.port, server.url
         again.wait()
@@ -199,11 +205,11 @@ def test_votes_wait_for_the_server_and_none_is_lost(filled, start_server, page):
 
 
 def test_two_windows_never_ask_the_same_twice(filled, start_server, page):
-    server = start_server("--no-workers")
-    open_tab(page, server.url)
+    server = start_server(script=BARE)
+    open_tab(page, f"{server.url}/?study=1")
     armed(page)
     other = page.context.new_page()
-    open_tab(other, server.url)
+    open_tab(other, f"{server.url}/?study=1")
     armed(other)
     assert shown(page) == shown(other)
     press(other, "x")
@@ -217,11 +223,11 @@ def test_two_windows_never_ask_the_same_twice(filled, start_server, page):
 
 def test_a_phone_shows_everything_at_once(filled, start_server, chromium):
     """390 x 844 without scrolling, large targets, a tap on a picture chooses it."""
-    server = start_server("--no-workers")
+    server = start_server(script=BARE)
     context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     try:
         page = context.new_page()
-        open_tab(page, server.url)
+        open_tab(page, f"{server.url}/?study=1")
         armed(page)
         boxes = [page.locator(f"{PICKER} {what}").bounding_box() for what in (".pp-left", ".pp-right", ".pp-foot")]
         assert all(
@@ -238,6 +244,34 @@ def test_a_phone_shows_everything_at_once(filled, start_server, chromium):
         assert hashes(filled, row.pair_id)[row.choice] == left
     finally:
         context.close()
+
+
+def test_a_blind_comparison_ends_by_itself(filled, start_server, page):
+    """The same keys in the blind mode; nothing on the page tells who made what; the end is told to Python."""
+    policies = [
+        {"base": "scenes", "adapters": []},
+        {"base": "scenes", "adapters": [{"path": "secret", "strength": 1.0}]},
+    ]
+    prompts = [f"prompt number {number}" for number in range(3)]
+    made = comparisons.create_comparison(filled, 1, *policies, prompts=prompts, seeds=[5], votes=2)
+    for number, prompt in enumerate(prompts):
+        sides = [Image.new("RGB", (16, 16), (number * 9, 5, shade)) for shade in (7, 90)]
+        comparisons.add_comparison_pair(filled, made.id, prompt, 5, *sides, {"policy": "A"}, {"policy": "B"})
+    comparisons.start_voting(filled, made.id)
+    server = start_server(script=BARE)
+    open_tab(page, f"{server.url}/?study=1&comparison={made.id}")
+    press(page, "ArrowLeft")
+    expect(page.locator(".pp-stats")).to_have_text("1 of 2 votes")
+    press(page, "u")
+    expect(page.locator(".pp-stats")).to_have_text("0 of 2 votes")
+    press(page, "ArrowRight")
+    expect(page.locator(".pp-stats")).to_have_text("1 of 2 votes")
+    armed(page)
+    assert not any(word in page.content() for word in ("secret", "policy", "adapter", "a_is"))
+    page.keyboard.press("ArrowDown")
+    expect(page.locator(".pp-empty-title")).to_have_text("All planned votes are in")
+    assert page.evaluate("window.triggered") == [["submit", {"votes": 2}]]
+    assert comparisons.complete(filled, made.id).state == "complete"
 
 
 def test_the_next_pair_is_there_within_100_ms(filled, start_server, page, capsys):

@@ -57,17 +57,23 @@ async function meet() {
     return;
   }
   if (answer.name) { welcome(answer.name); return; }
-  if (answer.known.length === 0) { await choose(answer.suggested); return; }   // the very first visit needs no click
+  if (answer.known.length === 0) {   // the very first visit needs no click
+    if (!(await choose(answer.suggested))) pollTimer = setTimeout(meet, retryDelay());
+    return;
+  }
   name = null;
   openName('Whose labels are these? They are kept apart by name.', answer.known, answer.suggested);
 }
 
 async function choose(wanted) {
   const answer = await ask('api/annotator', { name: wanted });
-  if (!answer) { $('.pp-name-error').textContent = 'The server does not answer; try again in a moment.'; return; }
-  if (answer.error) { $('.pp-name-error').textContent = answer.error; return; }
+  if (!answer || answer.error) {
+    $('.pp-name-error').textContent = answer ? answer.error : 'The server does not answer; try again in a moment.';
+    return false;
+  }
   others.postMessage({ what: 'name' });
   welcome(answer.name);
+  return true;
 }
 
 function welcome(who) {
@@ -214,7 +220,7 @@ function show(item) {
     armed = true;
     shownAt = performance.now();
     root.dataset.armed = 'yes';
-    for (const button of buttons) button.disabled = false;
+    for (const button of buttons) button.setAttribute('aria-disabled', 'false');
   };
   if (item.decoded) requestAnimationFrame(arm);
   else item.ready.then(() => { if (item.decoded) requestAnimationFrame(arm); });
@@ -224,7 +230,8 @@ function disarm() {
   armed = false;
   root.dataset.armed = 'no';
   stopFlicker();
-  for (const button of buttons) button.disabled = button.dataset.act !== 'undo';
+  // not `disabled`: a button that was reached with Tab would lose the focus at every vote
+  for (const button of buttons) button.setAttribute('aria-disabled', String(button.dataset.act !== 'undo'));
 }
 
 function restart() {
@@ -320,6 +327,7 @@ function onKey(event) {
   if (!visible() || !target || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
   const at = event.composedPath()[0];
   if (at instanceof Element && at.closest('input, textarea, select, [contenteditable=""], [contenteditable=true], [role=listbox], [role=slider], dialog')) return;
+  if (event.repeat && event.key === 'Enter' && root.contains(at)) { event.preventDefault(); return; }
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key === ' ') {
     // Space on a button that was reached with Tab presses that button.
