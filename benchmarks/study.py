@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from lpo.scenes.judge import judge, simulated_vote, style_score
 from PIL import Image
+
+from lpo.scenes.judge import judge, simulated_vote, style_score
 
 TASTES = ("alignment", "style")
 NOISE = 0.1  # share of a simulated annotator's answers that are random
@@ -86,10 +87,9 @@ class Study:
         folder = self.out / "pictures" / name
         if (folder / "done.json").exists():
             return folder
-        from lpo.sampling import sample
-
         from lpo.backbones import load_policy
         from lpo.config import Adapter, Policy
+        from lpo.sampling import sample
 
         folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
@@ -175,11 +175,12 @@ class Study:
     ) -> np.ndarray:
         """(T, N) scores of picture files for their prompts, each noised to every timestep."""
         import torch
-        from lpo.reward_model import LatentRewardModel
 
         from lpo import rng
         from lpo.backbones import load_policy
         from lpo.config import Policy
+        from lpo.diffusion import add_noise, gather
+        from lpo.reward_model import LatentRewardModel
 
         backbone, lrm = load_policy(Policy("scenes")), LatentRewardModel.from_pretrained(str(path))
         rows = []
@@ -193,8 +194,7 @@ class Study:
                     noise = torch.stack(
                         [rng.normal(tuple(clean.shape[1:]), "study", Path(name).stem, t) for name in names]
                     )
-                    alpha = backbone.alphas_cumprod[t]
-                    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+                    noisy = add_noise(clean, noise, gather(backbone.alphas, t, len(clean)))
                     rows.append(lrm.score(noisy, torch.full((len(names),), t), texts).cpu().numpy())
         count = len(timesteps)
         return np.stack([np.concatenate(rows[i::count]) for i in range(count)])
