@@ -91,7 +91,7 @@ def test_the_web_process_can_never_reach_torch():
         assert heavy == set()
 
 
-LIGHT = ["lpo/__init__.py", "lpo/config.py", "lpo/options.py", "lpo/presets.py", "lpo/run_dir.py",
+LIGHT = ["lpo/__init__.py", "lpo/prompts.py", "lpo/config.py", "lpo/options.py", "lpo/presets.py", "lpo/run_dir.py",
          "lpo/scenes/__init__.py", "lpo/scenes/world.py", "lpo/scenes/judge.py"]  # fmt: skip
 
 

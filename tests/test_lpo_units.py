@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from safetensors.torch import load_file, save_file
 
 from lpo import diffusion
 from lpo.backbones import load_policy, transitions
-from lpo.config import LPOConfig, Policy
+from lpo.backbones.latent_space import difference
+from lpo.config import Adapter, ConfigError, LPOConfig, Policy
 from lpo.losses import lpo_loss, pair_loss
 from lpo.reward_model import LatentRewardModel
 from lpo.rng import integers, key_seed, normal, permutation
 from lpo.rollout import plan, rollout, sibling_noise
+from lpo.run_dir import Run
 from lpo.selection import choose_pair, thresholds
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -199,3 +202,52 @@ def test_features_are_the_full_forwards_own(policy):
     for i, level in enumerate(features.down):
         skip = full[i][-1 if i == 3 else -2]
         torch.testing.assert_close(level, skip.mean(dim=(2, 3)), atol=1e-6, rtol=1e-5)
+
+
+def test_an_unsuitable_adapter_is_refused_and_does_no_harm(tmp_path):
+    good = load_file(GOLDEN / "lora_m1" / "pytorch_lora_weights.safetensors")
+    save_file({k: torch.zeros(v.shape[0] + 3, v.shape[1] + 3) for k, v in good.items()}, tmp_path / "big.safetensors")
+    save_file({"text_encoder.x.lora.up.weight": torch.zeros(2, 2)}, tmp_path / "text.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"not one")
+    policy = load_policy(Policy(BASE), "cpu")
+    conditioning, x = policy.encode_prompts(["the cat"]), normal((1, 4, 16, 16), "x")
+    with torch.no_grad():
+        before = policy.predict(x, 501, conditioning, 1.0)
+        for name in ("big", "text", "broken"):
+            with pytest.raises(ConfigError):
+                policy.set_adapters([Adapter(str(tmp_path / f"{name}.safetensors"))])
+        policy.set_adapters([])
+        assert torch.equal(policy.predict(x, 501, conditioning, 1.0), before)
+        policy.set_adapters([Adapter(str(GOLDEN / "lora_m1"))])
+        moved = policy.predict(x, 501, conditioning, 1.0)
+        with pytest.raises(ConfigError, match="twice"):
+            policy.set_adapters([Adapter(str(GOLDEN / "lora_m1"))] * 2)
+    assert not torch.allclose(moved, before)
+
+
+def test_latent_spaces_are_told_apart(policy):
+    own = policy.fingerprint()
+    slightly = {**own, "encoder_means": [v + 0.01 for v in own["encoder_means"]]}  # another precision, or an fp16 fix
+    assert difference(own, slightly) is None
+    assert "VAE" in difference(own, {**own, "encoder_means": [-v for v in own["encoder_means"]]})
+    assert "scale" in difference(own, {**own, "scaling_factor": 0.13025})
+    assert "channels" in difference(own, {**own, "channels": 16})
+    assert "noise schedule" in difference(own, {**own, "alphas_cumprod": [0.9, 0.5, 0.2, 0.1, 0.0]})
+
+
+def test_a_run_folder_survives_a_cut_line(tmp_path):
+    run = Run.create(tmp_path / "run", {"a": 1})
+    for step in (1, 2, 3):
+        run.record({"step": step, "total": 4})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "tot')
+    with pytest.raises(ConfigError, match="--resume"):
+        Run.create(tmp_path / "run", {})
+    again, settings = Run.resume(tmp_path / "run")
+    again.rewind(2)
+    row = again.record({"step": 3, "total": 4})
+    steps = [line.split(",")[0] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert settings == {"a": 1} and row["left_s"] >= 0 and steps == ['{"step": 1', '{"step": 2', '{"step": 3']
+    again.finish({})
+    with pytest.raises(ConfigError, match="finished"):
+        Run.resume(tmp_path / "run")

@@ -37,7 +37,8 @@ class AdapterStack:
 
     def __init__(self, net: torch.nn.Module, prefix: str):
         self.net, self.prefix = net, prefix
-        self.loaded: dict[str, str] = {}  # weights file -> adapter name
+        self.loaded: dict[tuple[str, int], str] = {}  # (weights file, its mtime) -> adapter name
+        self.attempts = 0
         self.frozen: list[tuple[str, float]] = []
         self.has_trainable = False
 
@@ -48,24 +49,27 @@ class AdapterStack:
         """Make `adapters` the frozen ones. Loads those not seen before; raises ConfigError for an unsuitable file."""
         chosen = []
         for adapter in adapters:
-            file = str(weights_file(adapter.path).resolve())
-            if file not in self.loaded:
-                self._load(file, f"frozen{len(self.loaded)}")
-            if any(name == self.loaded[file] for name, _ in chosen):
+            file = weights_file(adapter.path).resolve()
+            key = (str(file), file.stat().st_mtime_ns)
+            if key not in self.loaded:
+                self.loaded[key] = self._load(str(file))
+            if any(name == self.loaded[key] for name, _ in chosen):
                 raise ConfigError(
                     f"The adapter {adapter.path} is listed twice: list it once, with the summed strength."
                 )
-            chosen.append((self.loaded[file], adapter.strength))
+            chosen.append((self.loaded[key], adapter.strength))
         self.frozen = chosen
         self._activate(with_trainable=True)
 
-    def _load(self, file: str, name: str) -> None:
+    def _load(self, file: str) -> str:
+        """Add the adapter of a file, not yet active, and return the name it got."""
+        name = f"frozen{self.attempts}"
+        self.attempts += 1  # a name is never used again, also if loading fails
         try:
             weights = load_file(file)
         except SafetensorError as error:
             raise ConfigError(f"{file} is not a readable .safetensors file.") from error
         ours = {key: value for key, value in weights.items() if key.startswith(f"{self.prefix}.")}
-        shapes = {key: value.shape for key, value in self.net.state_dict().items()}
         if not ours:
             raise ConfigError(f"{file} holds no LoRA for a {self.prefix} in diffusers layout.")
         try:
@@ -75,8 +79,10 @@ class AdapterStack:
                 f"The adapter {file} does not fit this model: it was made for another architecture."
             ) from error
         if not any(name in layer.lora_A for layer in self._layers()):
-            raise ConfigError(f"The adapter {file} touches no layer of this model ({len(shapes)} tensors compared).")
-        self.loaded[file] = name
+            raise ConfigError(
+                f"The adapter {file} touches no layer of this model: it was made for another architecture."
+            )
+        return name
 
     def add_trainable(self, rank: int, targets: Sequence[str], seed: int) -> None:
         """A fresh LoRA of `rank` (alpha = rank): A gaussian with std 1/rank, keyed by seed and layer; B zero; fp32."""
