@@ -23,7 +23,7 @@ STYLE = """
 .vd svg .vd-dot { fill: var(--body-text-color); }
 .vd svg .vd-value { fill: var(--body-text-color); font-weight: 600; }
 .vd-words { font-size: 15px; line-height: 1.45; margin: 0 0 4px; }
-.vd-small { color: var(--body-text-color-subdued); font-size: 12px; line-height: 1.45; }
+.vd-small { color: var(--body-text-color-subdued); font-size: 12px; line-height: 1.4; margin-top: 5px; }
 """
 
 

@@ -143,6 +143,7 @@ def test_a_fixed_vote_from_sampling_to_verdict(lab, run, voter):
     job_folder = lab.store.runs_dir / comparisons.compare_job(lab, comparison_id)
     job_folder.mkdir(parents=True)
     voting = compare.draw(lab, comparison_id, None)
+    assert len(voting) == len(face)  # every face fills the same components
     row = stored.get_comparison(lab.store, comparison_id)
     hashes = {
         item[side]
@@ -164,7 +165,7 @@ def test_a_fixed_vote_from_sampling_to_verdict(lab, run, voter):
     answer(lab, comparison_id, voter, 1, "a")
     out = compare.draw(lab, comparison_id, voting[-1])
     row = stored.get_comparison(lab.store, comparison_id)
-    assert row.state == "complete"
+    assert row.state == "complete" and len(out) == len(face)
     html, shown = out[9], out[10]
     assert "evidence that LPO 1, step 60 is preferred to base" in html.lower() or "Evidence" in html
     assert all(brightness(lab, each["a"]) == 10 and brightness(lab, each["b"]) == 240 for each in shown["rows"])

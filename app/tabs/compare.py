@@ -27,6 +27,7 @@ def build(lab: Lab) -> None:
     with gr.Accordion("All comparisons", open=False, elem_id="compare-past") as past:
         listing = compare_list.build()
     title = gr.Markdown(elem_id="compare-title")
+    resume = gr.Button("Resume the sampling", size="sm", visible=False, elem_id="compare-resume")
     with gr.Column(visible=False, elem_id="compare-vote") as voting:
         picker = pair_picker(None, "compare-picker")
         with gr.Row(equal_height=True):
@@ -34,6 +35,7 @@ def build(lab: Lab) -> None:
             peek = gr.Button("How does it stand?", size="sm", scale=0, min_width=160, elem_id="compare-peek")
             finish = gr.Button("Show the verdict", size="sm", scale=0, min_width=150, elem_id="compare-finish")
             give_up = gr.Button("Give up blindness…", size="sm", scale=0, min_width=160, elem_id="compare-give-up")
+        told = gr.Markdown(elem_id="compare-told")
         with gr.Row(visible=False, equal_height=True) as sure:
             gr.Markdown(
                 "This ends the vote for good, without a verdict, and the list will say so. The votes stay labels."
@@ -43,7 +45,7 @@ def build(lab: Lab) -> None:
             )
             no = gr.Button("Go on voting", size="sm", scale=0, min_width=120)
     with gr.Column(visible=False, elem_id="compare-verdict") as out:
-        words = gr.HTML(css_template=verdict.STYLE, elem_id="compare-words")
+        words = gr.HTML(css_template=verdict.STYLE, apply_default_css=False, elem_id="compare-words")
         with gr.Row():
             again = gr.Button("Vote again on new prompts", size="sm", scale=0, min_width=220, elem_id="compare-again")
             earlier = gr.Button(
@@ -54,7 +56,23 @@ def build(lab: Lab) -> None:
     chosen = gr.State(None)
     drawn = gr.State(None)
     timer = gr.Timer(1.0, active=False)
-    panel = [listing, title, voting, picker, standing, peek, finish, sure, out, words, pictures, timer, drawn]
+    panel = [
+        listing,
+        title,
+        voting,
+        picker,
+        standing,
+        peek,
+        finish,
+        sure,
+        out,
+        words,
+        pictures,
+        told,
+        resume,
+        timer,
+        drawn,
+    ]
 
     def start(*values):
         try:
@@ -77,7 +95,15 @@ def build(lab: Lab) -> None:
         return draw(lab, comparison_id, None)
 
     def look(comparison_id):
-        return comparisons.peek(lab, stored.get_comparison(lab.store, comparison_id))
+        votes = stored.comparison_progress(lab.store, comparison_id)["votes"]
+        return f"After {votes} votes: {comparisons.peek(lab, stored.get_comparison(lab.store, comparison_id))}"
+
+    def go_on(comparison_id):
+        try:
+            jobs.resume(lab, comparisons.compare_job(lab, comparison_id))
+        except ValueError as error:
+            gr.Warning(str(error))
+        return draw(lab, comparison_id, None)
 
     def pick(event: gr.EventData):
         return int(event.item)
@@ -96,7 +122,8 @@ def build(lab: Lab) -> None:
     picked.then(lambda chosen: draw(lab, chosen, None), chosen, panel, **quiet).then(
         lambda: [gr.Accordion(open=False)] * 2, None, [past, fold], **quiet
     )
-    peek.click(look, chosen, standing, **quiet)
+    peek.click(look, chosen, told, **quiet)
+    resume.click(go_on, chosen, panel, **quiet)
     finish.click(lambda chosen: end(chosen, stored.complete), chosen, panel, **quiet)
     give_up.click(lambda: gr.Row(visible=True), None, sure, **quiet)
     no.click(lambda: gr.Row(visible=False), None, sure, **quiet)
@@ -112,7 +139,7 @@ def draw(lab: Lab, comparison_id: int | None, before: list | None) -> list:
     A fixed vote whose last planned answer is in is completed here: there is nothing left to decide.
     """
     if comparison_id is None:
-        return [compare_list.table(lab, None), "", *_hidden(), gr.Timer(active=False), None]
+        return [compare_list.table(lab, None), "", *_hidden(), gr.Button(visible=False), gr.Timer(active=False), None]
     row = stored.get_comparison(lab.store, comparison_id)
     progress = stored.comparison_progress(lab.store, comparison_id)
     if row.state == "voting" and progress["votes"] >= progress["planned"]:
@@ -122,24 +149,26 @@ def draw(lab: Lab, comparison_id: int | None, before: list | None) -> list:
     a, b = comparisons.names(lab, row)
     head = f"**#{row.id} · {a} against {b}**"
     if row.state == "preparing":
-        words = f"{head} · {_sampling(lab, row, progress)}"
-        return [gr.skip() if face == before else compare_list.table(lab, row.id), words, *_hidden(), timer, face]
+        words, halted = _sampling(lab, row, progress)
+        listed = gr.skip() if face == before else compare_list.table(lab, row.id)
+        return [listed, f"{head} · {words}", *_hidden(), gr.Button(visible=halted), timer, face]
     if row.state == "voting":
         voting = f"{head} · in random order and on random sides, so nothing here says which is which."
         asked = {"study": row.study_id, "comparison": row.id}
         peeking, over = bool(row.plan.get("peeking")), progress["left"] == 0
         count, finish = _count(row, progress), gr.Button(visible=peeking or over)
         if face == before:  # only the count moves; a picker that is being used is never redrawn
-            return [gr.skip()] * 4 + [count, gr.skip(), finish, *[gr.skip()] * 4, timer, face]
+            return [gr.skip()] * 4 + [count, gr.skip(), finish, *[gr.skip()] * 6, timer, face]
         return [compare_list.table(lab, row.id), voting, gr.Column(visible=True), asked, count,
                 gr.Button(visible=peeking), finish, gr.Row(visible=False), gr.Column(visible=False), "", EMPTY,
-                timer, face]  # fmt: skip
+                "", gr.Button(visible=False), timer, face]  # fmt: skip
     if face == before:
-        return [gr.skip()] * 11 + [timer, face]
+        return [gr.skip()] * 13 + [timer, face]
     shown = comparisons.rows(lab, row)
     said = _verdict(lab, row, shown)
     return [compare_list.table(lab, row.id), f"{head} · {_plan_words(row)}", gr.Column(visible=False), None, "",
-            gr.skip(), gr.skip(), gr.Row(visible=False), gr.Column(visible=True), said, shown, timer, face]  # fmt: skip
+            gr.skip(), gr.skip(), gr.Row(visible=False), gr.Column(visible=True), said, shown,
+            "", gr.Button(visible=False), timer, face]  # fmt: skip
 
 
 def _hidden() -> list:
@@ -154,19 +183,22 @@ def _hidden() -> list:
         gr.Column(visible=False),
         "",
         EMPTY,
+        "",
     ]
 
 
-def _sampling(lab: Lab, row: Comparison, progress: dict) -> str:
+def _sampling(lab: Lab, row: Comparison, progress: dict) -> tuple[str, bool]:
+    """How far the sampling is, and whether it has halted and could be resumed."""
     total = len(row.plan["prompts"]) * len(row.plan["seeds"])
     job_id = comparisons.compare_job(lab, row.id)
     job = jobs.describe(lab, job_id) if job_id else None
     if job is None or job["state"] in ("failed", "stopped", "cancelled"):
-        why = (job or {}).get("error") or "The sampling was stopped."
-        return f"⚠️ {why} Resume it in the queue of the Train tab, or start a new comparison."
+        gone = "The job that sampled this comparison was deleted; start a new one."
+        why = (job["error"] or "The sampling was stopped.") if job else gone
+        return f"⚠️ {why}", job is not None
     if job["state"] == "queued":
-        return "waiting for the worker…"
-    return f"sampling, {progress['pairs']} of {total} pairs…"
+        return "waiting for the worker…", False
+    return f"sampling, {progress['pairs']} of {total} pairs…", False
 
 
 def _count(row: Comparison, progress: dict) -> str:

@@ -30,7 +30,7 @@ element.addEventListener('keydown', (event) => { if (event.key === 'Enter') pick
 
 def build() -> gr.HTML:
     """The component; `.select(f)` with `f(event: gr.EventData)` reads the comparison's id as `event.item`."""
-    return gr.HTML(css_template=STYLE, js_on_load=CLICK, elem_id="compare-list")
+    return gr.HTML(css_template=STYLE, js_on_load=CLICK, apply_default_css=False, elem_id="compare-list")
 
 
 def table(lab: Lab, chosen: int | None) -> str:

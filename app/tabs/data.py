@@ -25,7 +25,7 @@ HINT = '<p class="st-sub">Choose a picture, a pair or a label to see where it ca
 def build(lab: Lab) -> None:
     """The tab. Its only Gradio state is the page that is being looked at."""
     tab = Context.block
-    head = gr.HTML(css_template=story.STYLE, elem_id="data-numbers")
+    head = gr.HTML(css_template=story.STYLE, apply_default_css=False, elem_id="data-numbers")
     with gr.Row(equal_height=True):
         kind = gr.Radio(
             KINDS, value="Pairs", show_label=False, container=False, scale=2, min_width=260, elem_id="data-kind"
@@ -53,7 +53,9 @@ def build(lab: Lab) -> None:
                 on = gr.Button("older →", size="sm", scale=0, min_width=90, elem_id="data-on")
             items = browser("data-browser")
         with gr.Column(scale=2, min_width=320):
-            detail = gr.HTML(HINT, css_template=story.STYLE + story.STAYS, elem_id="data-detail")
+            detail = gr.HTML(
+                HINT, css_template=story.STYLE + story.STAYS, apply_default_css=False, elem_id="data-detail"
+            )
     exchange = data_exchange.build(lab)
 
     filters = [kind, text, study, annotator, who, choice, split, origin, since, until]

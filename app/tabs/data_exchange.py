@@ -58,7 +58,7 @@ def build(lab: Lab) -> Exchange:
                 )
                 bring = gr.Button("Import", elem_id="data-import")
         note = gr.Markdown(elem_id="data-exchange-note")
-        listing = gr.HTML(css_template=STYLE, elem_id="data-jobs")
+        listing = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="data-jobs")
     timer = gr.Timer(1.0, active=False)
 
     def export(study_id, kind):
