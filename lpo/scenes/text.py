@@ -4,13 +4,16 @@ A text encoder trained only through the UNet's loss learns slowly which colour b
 left of whom; two thirds of the prototype's faults were swapped or shared colours. Here it first learns to say, at the
 end-of-text token and at the padding behind it, what stands in each of the five places (centre, left, right, top,
 bottom) of the scene that a caption describes. That needs no picture, costs minutes, and makes the layout readable for
-cross-attention and for an LRM's pooled text features.
+cross-attention and for an LRM's pooled text features. Who is where is learned last and all at once, after some 300
+steps of nothing: stopping earlier leaves an encoder that knows the words and not the sentence.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +41,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 PLACES = ("centre", "left", "right", "top", "bottom")
 KINDS = (len(SHAPES), len(COLOURS), len(SIZES))  # of each place; one more class says 'nothing here'
 IGNORE = -100
-LEARNING_RATE, BATCH = 2e-3, 256
+LEARNING_RATE, BATCH, PAIRS = 2e-3, 96, 0.8  # PAIRS: share of scenes with two objects, which are what is hard
 
 
+@lru_cache(maxsize=1)  # five seconds, the same each time
 def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     """CLIP's byte-level BPE with merges learned from 20,000 captions of the train split; any text can be encoded."""
     rng = np.random.default_rng((seed, 77))
@@ -56,8 +60,6 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
 
 
 def _merges(tokenizer) -> list[str]:
-    import json
-
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [m if isinstance(m, str) else " ".join(m) for m in merges]
 
@@ -139,10 +141,10 @@ def train_text(
         seconds = spent + time.monotonic() - started
         done = min(1.0, seconds / (60 * minutes))
         for group in optimiser.param_groups:
-            rate = 0.02 + 0.49 * (1 + math.cos(math.pi * done))
+            rate = 0.02 + 0.49 * (1 + math.cos(math.pi * max(0.0, (done - 0.4) / 0.6)))
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 200) * rate
         rng = np.random.default_rng((seed, 78, step))
-        scenes = [sample_scene(rng) for _ in range(BATCH)]
+        scenes = [sample_scene(rng, objects=2 if rng.random() < PAIRS else 1) for _ in range(BATCH)]
         captions = [train_caption(scene, rng) for scene in scenes]
         targets = torch.tensor([layout_targets(s, c) for s, c in zip(scenes, captions, strict=True)], device=device)
         output = encoder(encode(tokenizer, captions, device))

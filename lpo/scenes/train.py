@@ -1,6 +1,6 @@
 """Trains the Scenes model from nothing: pictures, autoencoder, text encoder, UNet, diffusers folder.
 
-    python -m lpo.scenes.train --out runs/scenes                        # CPU: about 100 minutes on two cores
+    python -m lpo.scenes.train --out runs/scenes                        # CPU: about 80 minutes on two cores
     python -m lpo.scenes.train --out runs/scenes --device cuda --batch 256 --unet-minutes 30
 
 Every stage saves its state and resumes from it: run the same command again after an interruption. The learning rates
@@ -22,7 +22,6 @@ from lpo.scenes.unet import train_unet
 from lpo.scenes.vae import cached_latents, train_vae
 
 STAGES = ("render", "vae", "text", "unet")
-MODEL = Path(__file__).parent / "weights" / "model"
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,9 +33,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads, or processes of the UNet (default: 2)")
     parser.add_argument("--scenes", type=int, default=48_000, help="pictures to draw (default: 48000)")
     parser.add_argument("--batch", type=int, default=24, help="pictures a UNet step (default: 24)")
-    parser.add_argument("--vae-minutes", type=float, default=12.0)
-    parser.add_argument("--text-minutes", type=float, default=1.5)
-    parser.add_argument("--unet-minutes", type=float, default=75.0)
+    parser.add_argument("--vae-minutes", type=float, default=18.5)
+    parser.add_argument("--text-minutes", type=float, default=8.0)
+    parser.add_argument("--unet-minutes", type=float, default=35.0)
     parser.add_argument("--export-minutes", type=float, default=10.0, help="minutes between exported models")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="allow --out to hold an earlier run, and continue it")

@@ -25,7 +25,7 @@ from lpo.scenes.progress import Log, load_state, save_state
 from lpo.scenes.text import WIDTH, LayoutHead, encode, layout_targets
 from lpo.scenes.world import train_caption
 
-LEARNING_RATE, TEXT_RATE, BATCH, MIN_SNR, DROPOUT, EMA = 1.5e-3, 0.4, 24, 5.0, 0.1, 0.998
+LEARNING_RATE, TEXT_RATE, BATCH, MIN_SNR, DROPOUT, EMA = 1.5e-3, 0.2, 24, 5.0, 0.1, 0.998
 OBJECT_WEIGHT, LAYOUT_WEIGHT = 2.0, 0.05
 
 
