@@ -21,7 +21,7 @@ WEIGHTS = Path(train.__file__).parent / "weights"
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(WEIGHTS / "model", torch_dtype=torch.float32, local_files_only=True)
+    return StableDiffusionPipeline.from_pretrained(WEIGHTS / "model", dtype=torch.float32, local_files_only=True)
 
 
 def test_structure_and_schedule_are_those_of_sd15(pipeline: StableDiffusionPipeline) -> None:

@@ -91,7 +91,7 @@ def generated(model: Path, texts: list[str], seeds: list[int], steps: int, guida
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, local_files_only=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
@@ -111,7 +111,7 @@ def reconstructions(model: Path, count: int, seed: int = 2) -> dict:
     import torch
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32, local_files_only=True)
+    vae = AutoencoderKL.from_pretrained(model, subfolder="vae", dtype=torch.float32, local_files_only=True)
     rng, found, errors = np.random.default_rng((seed, 9)), [], []
     for _ in range(count):
         scene = sample_scene(rng, held_out_pairs=rng.random() < 0.1)
