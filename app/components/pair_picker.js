@@ -83,6 +83,7 @@ function welcome(who) {
   $('.pp-who-text').textContent = `labelling as ${name}`;
   $('.pp-rename').hidden = false;
   outbox.release(name);
+  showSaved();
   if (same) { refill(); return; }
   restart();
 }
@@ -101,6 +102,7 @@ function openName(why, known, value) {
     return button;
   }));
   if (!name) setState('name', '', '');
+  showSaved();
   $('.pp-name-input').focus({ preventScroll: true });
   $('.pp-name-input').select();
   fit();
