@@ -24,7 +24,7 @@ POLICIES = (
     {"base": BASE, "adapters": [{"path": str(GOLDEN / "lora_m1"), "strength": 2.0}]},
 )
 PROMPTS = ["a red circle", "a blue star", "a green heart", "a dog", "a cat"]
-SAMPLER = {"steps": 3, "guidance_scale": 2.0, "eta": 0.0}
+SAMPLER = {"steps": 2, "guidance_scale": 2.0, "eta": 0.0}
 MODELS = Models()
 
 
