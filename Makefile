@@ -19,8 +19,8 @@ lint: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.labelling $(ARGS)
 
-study: .venv/.runtime
-	$(BIN)/python -m benchmarks.study $(if $(QUICK),--plan quick) $(ARGS)
+study: .venv/.dev
+	$(BIN)/python -m benchmarks.study $(if $(QUICK),--plan quick --out study-quick) $(ARGS)
 
 # .venv/bin/python exists only after a complete `venv`, whatever a killed one left behind.
 $(BIN)/python:

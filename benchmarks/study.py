@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from lpo.scenes.judge import judge, simulated_vote, style_score
+from lpo.scenes.world import parse_caption
 
 TASTES = ("alignment", "style")
 NOISE = 0.1  # share of a simulated annotator's answers that are random
@@ -108,11 +109,15 @@ class Study:
         return folder
 
     def pool(self, split: str) -> list[dict]:
-        """The pairs that are labelled: two pictures of the base for one prompt, other seeds each time round."""
+        """The pairs that are labelled: two pictures of the base for one prompt, other seeds each time round.
+
+        Only prompts of two objects: of one object the base is right so often that alignment has nothing to prefer.
+        """
         count = max(self.plan.sizes) if split == "train" else self.plan.heldout_pairs
-        prompts = [self.prompts[split][i % len(self.prompts[split])] for i in range(count)]
+        known = [prompt for prompt in self.prompts[split] if len(parse_caption(prompt).objects) == 2]
+        prompts = [known[i % len(known)] for i in range(count)]
         offset = 10_000 if split == "train" else 20_000
-        laps = [i // len(self.prompts[split]) for i in range(count)]
+        laps = [i // len(known) for i in range(count)]
         folder = self.pictures(f"pool-{split}", prompts, [[offset + 2 * lap, offset + 2 * lap + 1] for lap in laps])
         return [
             {

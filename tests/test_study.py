@@ -1,0 +1,34 @@
+"""The study from end to end at its smallest: simulated annotators, an LRM, an adapter, verdicts, tables and a figure."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def study(out: Path) -> str:
+    command = [sys.executable, "-m", "benchmarks.study", "--plan", "quick", "--out", str(out), "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_quick_study_prints_its_tables_and_goes_on_where_it_stopped(tmp_path):
+    out = tmp_path / "study"
+    report = study(out)
+    assert "| alignment | 0 | 1 |" in report
+    assert "| style | 16 | 2 |" in report
+    assert report.count("→") >= 4
+    assert (out / "curves.svg").read_text().startswith("<?xml")
+    for taste in ("alignment", "style"):
+        verdict = json.loads((out / "verdict" / f"{taste}-0.json").read_text())
+        assert len(verdict["votes"]) == len(verdict["base"]["judge"]) == len(verdict["lpo"]["style"]) == 4
+        assert set(verdict["votes"]) <= {"first", "second", "tie"}
+
+    before = {file: file.stat().st_mtime_ns for file in (out / "accuracy").iterdir()}
+    (out / "verdict" / "style-0.json").unlink()
+    study(out)
+    assert (out / "verdict" / "style-0.json").exists()
+    assert {file: file.stat().st_mtime_ns for file in (out / "accuracy").iterdir()} == before
