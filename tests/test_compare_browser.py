@@ -41,7 +41,7 @@ def comparison(tmp_path):
 def test_vote_blind_then_see_the_verdict(comparison, start_server, page):
     server = start_server("--no-workers")
     finished = []
-    page.on("requestfinished", finished.append)
+    page.on("requestfinished", lambda request: finished.append(request))
     page.set_default_timeout(90_000)
     page.goto(server.url)
     page.get_by_role("tab", name="Compare").click()
