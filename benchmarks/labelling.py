@@ -31,11 +31,16 @@ ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("ArrowLeft", "ArrowRight", "ArrowDown", "x", "s")
 FIRST_PAIRS, REFILL, PLENTY = 12, 4, 40
 PROBE = """() => {
-  if (window.labelling) { window.labelling.times = []; return; }
-  window.labelling = { times: [], waiting: false };
+  if (window.labelling) { window.labelling.times = []; window.labelling.idle = []; return; }
+  window.labelling = { times: [], idle: [], waiting: false };
   const shown = () => [...document.querySelectorAll('#label-picker .pp-slot img')];
   const sources = () => shown().map((image) => image.src).join(' ');
   addEventListener('keydown', (event) => {
+    if (event.key === 'q') {  // a key that nobody listens to: what two frames take on this machine, as it is loaded
+      requestAnimationFrame(() => requestAnimationFrame(
+        () => window.labelling.idle.push(performance.now() - event.timeStamp)));
+      return;
+    }
     const before = sources();
     window.labelling.waiting = true;
     const look = () => {
@@ -71,8 +76,9 @@ def add_pairs(store: storage.Storage, study_id: int, count: int, size: int, seed
 
 def measure(
     page, store: storage.Storage, study_id: int, votes: int, size: int, pause: tuple[float, float]
-) -> list[float]:
-    """Milliseconds from each of `votes` key presses to the next pair on screen, while a thread adds pairs.
+) -> tuple[list[float], list[float]]:
+    """Milliseconds from each of `votes` key presses to the next pair on screen, while a thread adds pairs; and from
+    presses of a key that does nothing to the second frame after it: what this machine takes at the least.
 
     `page` is a Playwright page that shows the Label tab; between two keys lie `pause` seconds (least, most).
     """
@@ -96,9 +102,11 @@ def measure(
         for _ in range(votes):
             page.wait_for_function(ARMED, timeout=60_000, polling=10)
             time.sleep(draw.uniform(*pause))
+            page.keyboard.press("q")
+            time.sleep(0.05)
             page.keyboard.press(draw.choice(KEYS))
         page.wait_for_function(f"() => window.labelling.times.length >= {votes}", timeout=60_000)
-        return page.evaluate("() => window.labelling.times")
+        return page.evaluate("() => window.labelling.times"), page.evaluate("() => window.labelling.idle")
     finally:
         over.set()
         thread.join()
@@ -108,10 +116,10 @@ def p95(times: list[float]) -> float:
     return float(np.percentile(times, 95))
 
 
-def summary(times: list[float]) -> str:
+def summary(times: list[float], idle: list[float]) -> str:
     low, high = np.percentile(times, [50, 95])
     words = f"{low:.0f} ms (median), {high:.0f} ms (p95), {max(times):.0f} ms (worst)"
-    return f"{len(times)} votes: next pair on screen after {words}"
+    return f"{len(times)} votes: next pair on screen after {words}; a key that does nothing: {p95(idle):.0f} ms (p95)"
 
 
 def main() -> int:
@@ -148,17 +156,17 @@ def main() -> int:
             browser = playwright.chromium.launch(executable_path=arguments.chromium, args=["--disable-gpu", *sandbox])
             page = browser.new_page(viewport={"width": 1280, "height": 720})
             page.goto(url)
-            times = measure(page, store, study.id, arguments.votes, arguments.size, tuple(arguments.pause))
+            times, idle = measure(page, store, study.id, arguments.votes, arguments.size, tuple(arguments.pause))
             browser.close()
         finally:
             server.terminate()
             server.wait()
         store.close()
-    print(f"{arguments.size} px, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {summary(times)}")
+    print(f"{arguments.size} px, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {summary(times, idle)}")
     return 0
 
 
-def wait_for(url: str, seconds: float = 60.0) -> None:
+def wait_for(url: str, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
