@@ -163,14 +163,23 @@ def outcome(kind: str, result: dict | None) -> str:
     accuracy = (heldout or {}).get("accuracy", {})
     if accuracy.get("value") is None:
         return "The LRM is ready. No label was held out, so nobody knows how good it is: label more prompts."
+    low, high = _at_least_wilson(accuracy, heldout["decided"])
     words = f"The LRM is ready: it agrees with {accuracy['value']:.0%} of {heldout['decided']} held-out labels"
-    words += f" (95% interval {accuracy['low']:.0%} to {accuracy['high']:.0%}; guessing gives 50%). "
-    if accuracy["low"] > 0.5:
+    words += f" (95% interval {low:.0%} to {high:.0%}; guessing gives 50%). "
+    if low > 0.5:
         return words + "That is better than guessing."
     return (
         words
         + "That is **not yet surely better than guessing**: more labels are needed before an adapter is worth training."
     )
+
+
+def _at_least_wilson(accuracy: dict, n: int) -> tuple[float, float]:
+    """The interval, never narrower than Wilson's for n independent labels: a bootstrap of few prompts is too sure."""
+    p, z = accuracy["value"], 1.96
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return min(accuracy["low"], middle - half), max(accuracy["high"], middle + half)
 
 
 def run_name(lab: Lab, job: dict) -> str:

@@ -3,7 +3,7 @@
 from app.figures import COLORS
 
 BLUE, RED, GREEN, PINK = COLORS[0], COLORS[1], COLORS[2], COLORS[3]
-GAP_X, GAP_Y = 0.09, 0.22
+GAP_X, GAP_Y = 0.11, 0.24
 
 
 def lrm(rows: list[dict], result: dict | None) -> dict:
@@ -39,14 +39,10 @@ def lrm(rows: list[dict], result: dict | None) -> dict:
 def lpo(rows: list[dict]) -> dict:
     """Reward, reward against drift, diversity, margin, what is kept and clamped, and what is kept at each t."""
     panels = [
-        {"title": "reward", "lines": [("sampled", "reward", BLUE), ("held out", "heldout_reward", RED)]},
-        {
-            "title": "held-out reward against drift",
-            "path": ("drift", "heldout_reward"),
-            "x": "drift from the reference / σ",
-        },
+        {"title": "reward while sampling", "lines": [("", "reward", BLUE)]},
+        {"title": "held-out reward by drift", "path": ("drift", "heldout_reward"), "x": "drift from the reference / σ"},
         {"title": "diversity across seeds", "lines": [("", "diversity", PINK)]},
-        {"title": "", "lines": [("margin", "margin", GREEN), ("loss", "loss", BLUE)]},
+        {"title": "margin", "lines": [("", "margin", GREEN)]},
         {
             "title": "pairs",
             "percent": True,
@@ -225,7 +221,7 @@ def _path(rows: list[dict], x: str, y: str) -> dict:
         "x": [p[0] for p in points],
         "y": [p[1] for p in points],
         "text": labels,
-        "textposition": "top center",
+        "textposition": ["middle right" if i == 0 else "middle left" for i in range(len(points))],
         "cliponaxis": False,
         "line": {"color": RED, "width": 1.8},
         "marker": {"size": 5},

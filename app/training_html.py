@@ -36,9 +36,9 @@ STYLE = """
 .tq-soft { color: color-mix(in srgb, currentColor 65%, transparent); font-size: 12px; }
 .tq-failed { color: #b3261e; } .dark .tq-failed { color: #f2b8b5; }
 .tq-grid { border-collapse: collapse; font-size: 12px; }
-.tq-grid th { font-weight: 500; text-align: left; padding: 2px 8px 2px 0; }
+.tq-grid th { font-weight: 500; text-align: left; padding: 2px 8px 2px 0; max-width: 190px; }
 .tq-grid td { padding: 0 4px 4px 0; }
-.tq-grid img { display: block; width: 84px; border-radius: 4px; }
+.tq-grid img { display: block; width: 84px; min-width: 84px; border-radius: 4px; }
 .tq-scroll { overflow: auto; max-height: 380px; }
 """
 

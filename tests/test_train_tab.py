@@ -99,6 +99,8 @@ def test_a_falling_held_out_reward_points_to_an_earlier_checkpoint():
 def test_an_lrm_no_better_than_guessing_is_called_that():
     result = {"heldout": {"decided": 20, "accuracy": {"value": 0.6, "low": 0.4, "high": 0.8}}}
     assert "not yet surely better than guessing" in training.outcome("train-lrm", result)
+    result["heldout"]["accuracy"] = {"value": 0.6, "low": 0.55, "high": 0.65}  # a bootstrap that is too sure
+    assert "95% interval 39% to 78%" in training.outcome("train-lrm", result)  # Wilson's, from its table: 12 of 20
     result["heldout"]["accuracy"] = {"value": 0.8, "low": 0.62, "high": 0.93}
     assert training.outcome("train-lrm", result).endswith("That is better than guessing.")
     assert "nobody knows how good" in training.outcome("train-lrm", {"heldout": None})
