@@ -103,7 +103,7 @@ STYLE = """
 .st-tile b { font-size: 20px; font-weight: 600; }
 .st-tile span { font-size: 13px; }
 .st-tile small, .st-sub { color: var(--body-text-color-subdued); font-size: 12px; }
-h4 { margin: 0 0 2px; font-size: 15px; }
+h4 { margin: 0 0 2px; font-size: 15px; font-weight: 600; }
 p { margin: 2px 0 8px; }
 .st-two { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; margin-bottom: 10px; }
 .st-two figure { margin: 0; min-width: 0; }
@@ -118,4 +118,3 @@ p { margin: 2px 0 8px; }
 .st-gone td:nth-child(3) { text-decoration: line-through; }
 .st-gone { color: var(--body-text-color-subdued); }
 """
-STAYS = "position: sticky; top: 8px; max-height: calc(100vh - 16px); overflow-y: auto;"  # beside a list that scrolls

@@ -54,7 +54,7 @@ def build(lab: Lab) -> None:
             items = browser("data-browser")
         with gr.Column(scale=2, min_width=320):
             detail = gr.HTML(
-                HINT, css_template=story.STYLE + story.STAYS, apply_default_css=False, elem_id="data-detail"
+                HINT, css_template=story.STYLE, apply_default_css=False, elem_id="data-detail"
             )
     exchange = data_exchange.build(lab)
 
