@@ -1,7 +1,8 @@
 """Pictures for the label-free warm-up, as latents: pairs of scenes that one hard mistake tells apart.
 
 Several kinds, since skill learned on clean renderings alone did not carry over to what the model itself draws:
-- rendered   both scenes drawn by the renderer and encoded;
+- other      two renderings of one background and layout with altogether other objects: the easy start;
+- rendered   both scenes drawn by the renderer and encoded, one hard mistake apart, as all that follow;
 - warped     the same, a little bent, blurred and noised, as a small model draws;
 - edited     rendered, noised to a middle timestep and denoised again by the model with their own caption (SDEdit);
 - generated  both captions drawn by the model from the same noise.
@@ -12,7 +13,7 @@ No label, judge or held-out caption is involved: what is known is only which cap
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from lpo.backbones import Backbone, transitions
 from lpo.diffusion import add_noise, gather
 from lpo.scenes.world import Attributes, Scene, caption, hard_negative, parse_caption, render, sample_scene, split_of
 
-KINDS = ("rendered", "warped", "spoilt", "edited", "generated", "weak")
+KINDS = ("other", "rendered", "warped", "spoilt", "edited", "generated", "weak")
 ORDERED = ("spoilt", "weak")  # kinds whose two pictures share a caption
 CHUNK = 48  # pairs made together and kept in one file
 GUIDANCE = (3.0, 5.0, 7.0)  # of the model's drawings, in turn: an LRM will meet policies that it has never seen
@@ -57,12 +58,19 @@ def shows(claims: Attributes, scene: Scene) -> bool:
     return fits(straight) or (claims.relation is None and fits(straight[::-1]))
 
 
-def contrast(*key: int | str) -> tuple[tuple[Scene, Scene], tuple[str, str]]:
-    """Two scenes and their captions in one phrasing, both of the train split, each wrong about the other scene."""
+def contrast(*key: int | str, easy: bool = False) -> tuple[tuple[Scene, Scene], tuple[str, str]]:
+    """Two scenes and their captions in one phrasing, both of the train split, each wrong about the other scene.
+
+    One mistake apart (`hard_negative`), or, if `easy`, other objects in the same places.
+    """
     rng = np.random.default_rng(keyed.key_seed(*key))
     while True:
         scene = sample_scene(rng)
         other, phrasing = hard_negative(scene, rng), int(rng.integers(1 << 62))
+        if easy:
+            looks = sample_scene(rng, len(scene.objects)).objects
+            other = replace(scene, objects=tuple(replace(look, x=thing.x, y=thing.y)
+                                                 for look, thing in zip(looks, scene.objects, strict=True)))
         # the same draws choose the same words, so only the attributes differ
         texts = tuple(caption(one, np.random.default_rng(phrasing)) for one in (scene, other))
         wrong = not shows(parse_caption(texts[0]), other) and not shows(parse_caption(texts[1]), scene)
@@ -73,10 +81,10 @@ def contrast(*key: int | str) -> tuple[tuple[Scene, Scene], tuple[str, str]]:
 def make(backbone: Backbone, kind: str, seed: int, index: int, size: int = CHUNK) -> Pool:
     """Chunk `index` of a kind: `size` pairs, the same for the same seed, whatever was made before."""
     key = (seed, "warmup", kind, index)
-    drawn = [contrast(*key, i) for i in range(size)]
+    drawn = [contrast(*key, i, easy=kind == "other") for i in range(size)]
     texts = [text for _, pair in drawn for text in pair]
     guidance = GUIDANCE[index % len(GUIDANCE)]
-    if kind in ("rendered", "warped", "spoilt", "edited"):
+    if kind in ("other", "rendered", "warped", "spoilt", "edited"):
         if kind == "spoilt":
             drawn = [((scenes[0], scenes[0]), (pair[0], pair[0])) for scenes, pair in drawn]
             texts = [text for _, pair in drawn for text in pair]
