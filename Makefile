@@ -22,13 +22,14 @@ bench: .venv/.dev
 study: .venv/.dev
 	$(BIN)/python -m benchmarks.study $(if $(QUICK),--plan quick --out study-quick) $(ARGS)
 
-# .venv/bin/python exists only after a complete `venv`, whatever a killed one left behind.
-$(BIN)/python:
+# A stamp, since a `venv` that was killed leaves a python without pip behind.
+.venv/.made:
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Preference Lab needs Python 3.11, 3.12 or 3.13: make run PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
+	touch $@
 
 # torch first and alone: with it installed, nothing else asks the registry for another build.
-.venv/.runtime: requirements.txt | $(BIN)/python
+.venv/.runtime: requirements.txt | .venv/.made
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

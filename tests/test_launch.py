@@ -138,8 +138,11 @@ def test_media_is_immutable_and_only_by_hash(start_server, lab):
 
 @pytest.fixture
 def training(lab, labelled_study):
-    """Queues a fake training of a minute on a lab with labels; returns (lab, job id)."""
-    return lab, jobs.submit(lab, "train-lrm", to_dict(LRMConfig(steps=3000)), labelled_study.id)
+    """Queues a fake training of hours on a lab with labels: (lab, job id). What is left of it is killed."""
+    yield lab, jobs.submit(lab, "train-lrm", to_dict(LRMConfig(steps=10**6)), labelled_study.id)
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(lab.store.data_dir) in part for part in process.info["cmdline"] or []):
+            process.kill()
 
 
 def running(lab, job_id):
