@@ -53,9 +53,7 @@ def build(lab: Lab) -> None:
                 on = gr.Button("older →", size="sm", scale=0, min_width=90, elem_id="data-on")
             items = browser("data-browser")
         with gr.Column(scale=2, min_width=320):
-            detail = gr.HTML(
-                HINT, css_template=story.STYLE, apply_default_css=False, elem_id="data-detail"
-            )
+            detail = gr.HTML(HINT, css_template=story.STYLE, apply_default_css=False, elem_id="data-detail")
     exchange = data_exchange.build(lab)
 
     filters = [kind, text, study, annotator, who, choice, split, origin, since, until]
