@@ -94,12 +94,18 @@ def stop_after(trainer, yields: int) -> list[dict]:
     return rows
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run: its trainer and its metrics."""
+    trainer = make(tmp_path_factory.mktemp("whole"))
+    return trainer, finish(trainer)
+
+
 # Yields of one iteration here: 4 steps of reference evaluation (once), 4 of sampling, 2 between 3 minibatches, 4 of
 # evaluation, the metrics. So: in the reference, in sampling, between minibatches, in evaluation, between iterations.
-@pytest.mark.parametrize("yields", [2, 6, 9, 10, 12, 15, 18, 20])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, yields):
-    whole = make(tmp_path)
-    expected = finish(whole)
+@pytest.mark.parametrize("yields", [2, 6, 9, 12, 15, 18])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, whole, yields):
+    whole, expected = whole
     first = make(tmp_path)
     rows = stop_after(first, yields)
     second = make(tmp_path)
