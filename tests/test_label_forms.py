@@ -1,4 +1,4 @@
-"""The folded forms of the Label tab: pairs for prompts of one's own, new studies, and the sentences for what is wrong."""
+"""The folded forms of the Label tab: pairs for own prompts, new studies, and the sentences for what is wrong."""
 
 import pytest
 

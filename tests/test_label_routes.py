@@ -19,9 +19,10 @@ ORIGIN = "http://127.0.0.1:7860"
 
 
 @pytest.fixture
-def study(lab):
+def study(lab, request):
+    """A study of 5 pairs, or of as many as the test asks for."""
     made = labels.create_study(lab.store, "Tastes", question="Which <b>one</b>?")
-    add_pairs(lab.store, made, 5)
+    add_pairs(lab.store, made, getattr(request, "param", 5))
     return made
 
 
@@ -87,6 +88,7 @@ def test_simulated_annotators_cannot_be_taken_over(client, lab, study):
     assert client.get("/api/pairs/next", params={"study": study.id}).status_code == 401
 
 
+@pytest.mark.parametrize("study", [10], indirect=True)
 def test_sides_become_pictures_on_the_server(client, lab, study):
     client.post("/api/annotator", json={"name": "Ada"})
     expected = []
@@ -132,8 +134,8 @@ def test_votes_of_another_person_or_another_lab_are_kept_apart(client, lab, stud
     assert rows(lab) == []
 
 
+@pytest.mark.parametrize("study", [30], indirect=True)
 def test_sides_are_randomised_and_stay_for_a_person(client, lab, study):
-    add_pairs(lab.store, study, 25, start=5)
     client.post("/api/annotator", json={"name": "Ada"})
     given = [client.get("/api/pairs/next", params={"study": study.id, "n": 30}).json()["pairs"] for _ in range(2)]
     assert given[0] == given[1]
