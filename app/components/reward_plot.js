@@ -29,9 +29,9 @@ function themed(layout) {
   const soft = ink(0.65);
   const grid = ink(0.14);
   const out = structuredClone(layout);
-  out.paper_bgcolor = 'rgba(0,0,0,0)';
-  // the page's own colour, not transparent: Plotly gives the line under the pointer a rim in contrast to it
-  out.plot_bgcolor = getComputedStyle(root.closest('.gradio-container') || document.body).backgroundColor;
+  // the page's own colour, not transparent: Plotly gives the line under the pointer a rim of the background's colour
+  const page = getComputedStyle(root).getPropertyValue('--body-background-fill').trim() || '#fff';
+  out.paper_bgcolor = out.plot_bgcolor = page;
   out.font = { family: 'system-ui, sans-serif', size: 12, color: ink(1) };
   out.height = props.plot_height;
   for (const key of Object.keys(out).filter((k) => /^[xy]axis\d*$/.test(k))) {
