@@ -228,7 +228,7 @@ def _verdict(lab: Lab, row: Comparison, shown: dict) -> str:
         else f"{row.plan['votes']} votes were fixed beforehand; interval by bootstrap over {result.counted} prompts."
     )
     extra = [
-        f"{result.both_bad} of the ties are both bad." if result.both_bad else "",
+        f"Both bad among the ties: {result.both_bad}." if result.both_bad else "",
         comparisons.judge_words(shown),
         comparisons.warning(lab, row, result),
         f"{method} The votes are labels now and count in the next training, except on held-out prompts.",
