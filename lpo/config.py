@@ -193,6 +193,9 @@ class LRMConfig:
     anchor: float = opt(
         0.0, "pull towards the start weights, per step and learning rate, as a weight decay", min=0.0, max=1e6
     )
+    fit_start: bool = opt(
+        False, "before training, solve for what chosen pictures have in common whatever the prompt (few labels go far)"
+    )
     latent_cache: str = opt("", "folder of cached latents, shared between runs; empty means the run's own")
     seed: int = _seed()
     save_every: int = opt(1000, "steps between checkpoints; the last is always kept", min=1, max=10**7)

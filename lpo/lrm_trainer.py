@@ -18,14 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lpo import rng
-from lpo.backbones import Backbone, load_policy
+from lpo.backbones import Backbone, Conditioning, load_policy
 from lpo.backbones.latent_space import require_same
+from lpo.backbones.sd import guided_features
 from lpo.calibration import describe, fit_temperature
 from lpo.config import LRMConfig, Policy
 from lpo.data import DataError, LatentCache, Pair, normalise_prompt, prompt_hash, read_pairs
 from lpo.diffusion import add_noise, gather
 from lpo.losses import pair_loss
 from lpo.lrm_files import latent_space
+from lpo.lrm_start import fit_start
 from lpo.reward_model import LatentRewardModel
 
 HEADS = ("visual_projection", "text_projection", "logit_scale")
@@ -125,6 +127,8 @@ class LRMTrainer:
                             "widen the window or use more timesteps")
         self.alphas = backbone.alphas.cpu()
         self._encode(backbone, pairs)
+        if config.fit_start:
+            self._fit_start()
 
     def _refuse_overlap(self) -> None:
         seen = set(self.lrm.meta.get("training_prompts", []))
@@ -146,11 +150,39 @@ class LRMTrainer:
         self.mean, self.std = cache.get(pictures)
         self.row = {picture: row for row, picture in enumerate(pictures)}
 
+    @torch.no_grad()
+    def _fit_start(self) -> None:
+        """See lpo/lrm_start.py; depends on the labels and the seed alone, so a resumed run does the same."""
+        features, texts = [], []
+        for start in range(0, len(self.pairs), EVAL_BATCH):
+            part, columns = self.pairs[start:start + EVAL_BATCH], []
+            text = self.lrm.encode_text([pair.prompt for pair in part] * 2)
+            empty = self.lrm.encode_text([""]).states.expand(2 * len(part), -1, -1)
+            for t in self.grid[::4]:
+                noisy, times = self._noised(part, [t] * len(part), [("lrm-start", t, pair.id) for pair in part])
+                seen = guided_features(self.lrm.unet, noisy, times, Conditioning(text.states, empty))
+                mid = seen.unconditional_mid + self.lrm.guidance_scale * (seen.mid - seen.unconditional_mid)
+                columns.append(torch.cat([*seen.down, mid], dim=1).view(2, len(part), -1).transpose(0, 1))
+            features.append(torch.stack(columns, dim=1))
+            texts.append(self.lrm.text_features(text.pooled[:len(part)]))
+        target, weight = (torch.tensor(one) for one in zip(*((p.target, p.weight) for p in self.pairs), strict=True))
+        prompts = [normalise_prompt(pair.prompt) for pair in self.pairs]
+        length = fit_start(self.lrm, torch.cat(features), torch.cat(texts), target, weight, prompts, self.config.seed)
+        self.run.log(f"start fitted to what chosen pictures have in common: {length:g} embeddings along it")
+
     def margins(self, pairs: list[Pair], timesteps: list[int], draws: list[tuple[int | str, ...]]) -> torch.Tensor:
         """(N,) score of the first minus score of the second picture, both noised to the pair's timestep.
 
         `draws`: one key a pair; its noise depends on the run's seed, this key and the side, not on the batch.
         """
+        noisy, t = self._noised(pairs, timesteps, draws)
+        first, second = self.lrm.score(noisy, t, [pair.prompt for pair in pairs] * 2).chunk(2)
+        return first - second
+
+    def _noised(
+        self, pairs: list[Pair], timesteps: list[int], draws: list[tuple[int | str, ...]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy latents (2 N, C, h, w), all first pictures and then all second ones, and their timesteps (2 N,)."""
         keys = [(self.config.seed, *draw, side) for side in ("first", "second") for draw in draws]
         rows = [self.row[str(pair.first)] for pair in pairs] + [self.row[str(pair.second)] for pair in pairs]
         clean, shape = self.mean[rows], tuple(self.mean.shape[1:])
@@ -159,8 +191,7 @@ class LRMTrainer:
         noise = torch.stack([rng.normal(shape, *key, "noise") for key in keys])
         t = torch.tensor(timesteps * 2)
         noisy = add_noise(clean, noise, gather(self.alphas, t, len(t)))
-        first, second = self.lrm.score(noisy, t, [pair.prompt for pair in pairs] * 2).chunk(2)
-        return first - second
+        return noisy.to(self.lrm.device), t.to(self.lrm.device)
 
     def train(self) -> Iterator[dict[str, float]]:
         """From the current step to config.steps, one dict of metrics a step (docs/metrics.md)."""

@@ -107,7 +107,7 @@ ORDER = [
     {"lpo/diffusion.py", "lpo/losses.py"},
     {"lpo/backbones", "lpo/data.py"},
     {"lpo/reward_model.py", "lpo/lrm_files.py", "lpo/calibration.py"},
-    {"lpo/selection.py", "lpo/sampling.py", "lpo/rollout.py", "lpo/trace.py", "lpo/evaluation.py"},
+    {"lpo/selection.py", "lpo/sampling.py", "lpo/rollout.py", "lpo/trace.py", "lpo/evaluation.py", "lpo/lrm_start.py"},
     {"lpo/lrm_trainer.py", "lpo/lpo_trainer.py", "lpo/warmup.py", "lpo/warmup_pictures.py", "lpo/training.py"},
     {"lpo/commands.py", "lpo/__main__.py"},
 ]

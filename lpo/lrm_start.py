@@ -1,0 +1,74 @@
+"""A better place to start from, solved in closed form: what do the chosen pictures have in common, whatever the prompt?
+
+With a few hundred labels gradient steps spread over thousands of noisy weights; ridge regression on the trunk's pooled
+features finds the one direction that tells chosen from rejected in seconds (on Scenes' style axis, from 200 labels, 0.8
+at t = 1 where training alone reaches 0.65). How far to go along it is chosen by cross-validation over prompts, zero
+included: where the labels are about the prompt, nothing is changed.
+
+Differs from the paper: it trains by gradient alone, with half a million labels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from lpo import rng
+from lpo.reward_model import LatentRewardModel
+
+RIDGE, FOLDS = 1.0, 4
+LENGTHS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # of the step, in units of the image embedding
+
+
+@torch.no_grad()
+def common_direction(features: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The unit-spread direction u (K,) for which u f is largest for chosen pictures; u is 0 on the mean feature.
+
+    features (P, T, 2, K) of P pairs at T timesteps, first and second picture; target, weight (P,).
+    """
+    spread = features.flatten(0, 2).std(dim=0).clamp_min(1e-8)
+    scaled = features / spread
+    x = (scaled[:, :, 0] - scaled[:, :, 1]).flatten(0, 1)
+    y, w = ((one.repeat_interleave(features.shape[1])) for one in (2 * target - 1, weight))
+    gram = (x * w[:, None]).T @ x + RIDGE * w.sum() * torch.eye(x.shape[1], dtype=x.dtype)
+    direction = torch.linalg.solve(gram, (x * w[:, None]).T @ y)
+    mean = scaled.flatten(0, 2).mean(dim=0)
+    direction = (direction - mean * (direction @ mean) / (mean @ mean)) / spread
+    return direction / (features.flatten(0, 2) @ direction).std().clamp_min(1e-8)
+
+
+@torch.no_grad()
+def fit_start(
+    lrm: LatentRewardModel, features: torch.Tensor, text: torch.Tensor, target: torch.Tensor, weight: torch.Tensor,
+    prompts: Sequence[str], seed: int,
+) -> float:
+    """Adds length x (mean text embedding) u^T to the visual projection; returns the length, 0 if no length helps.
+
+    features (P, T, 2, K) as in `common_direction`, already guided; text (P, D) projected text embeddings. Prompts go
+    whole into one of FOLDS folds; a length is judged by the pair loss on folds that its direction has not seen.
+    """
+    features, text, target, weight = (one.double().cpu() for one in (features, text, target, weight))
+    visual = lrm.visual_projection.weight.double().cpu()
+    unit = F.normalize(text, dim=-1)
+    towards = F.normalize(unit.mean(dim=0), dim=0)
+    image = features @ visual.T  # (P, T, 2, D)
+    lengths = image.norm(dim=-1).mean() * torch.tensor(LENGTHS, dtype=torch.float64)
+    scale = lrm.logit_scale.double().exp().cpu()
+    fold = torch.tensor([rng.key_seed(seed, "lrm-fold", prompt) % FOLDS for prompt in prompts])
+    losses = torch.zeros(len(lengths), dtype=torch.float64)
+    for k in range(FOLDS):
+        seen, unseen = fold != k, fold == k
+        if not seen.any() or not unseen.any():
+            continue
+        along = features[unseen] @ common_direction(features[seen], target[seen], weight[seen])
+        for i, length in enumerate(lengths):
+            moved = F.normalize(image[unseen] + length * along[..., None] * towards, dim=-1)
+            scores = scale * (moved * unit[unseen, None, None]).sum(dim=-1)
+            margin = scores[:, :, 0] - scores[:, :, 1]
+            wrong = F.binary_cross_entropy_with_logits(margin, target[unseen, None].expand_as(margin), reduction="none")
+            losses[i] += (wrong.mean(dim=1) * weight[unseen]).sum()
+    best = int(losses.argmin())
+    direction = common_direction(features, target, weight)
+    moved = visual + lengths[best] * towards[:, None] * direction
+    lrm.visual_projection.weight.copy_(moved)
+    return LENGTHS[best]
