@@ -46,11 +46,13 @@ class Plan:
     lpo_seeds: tuple[int, ...]
     lrm: dict = field(default_factory=dict)
     lpo: dict = field(default_factory=dict)
+    tastes: tuple[str, ...] = TASTES
 
 
 PLANS = {
     "full": Plan((0, 25, 50, 100, 200, 800), (0, 1, 2), 400, 300, 4, 200, (0, 1, 2)),
     "short": Plan((0, 50, 200), (0, 1), 200, 100, 2, 200, (0,)),
+    "style": Plan((200,), (0,), 200, 100, 2, 200, (0,), {"init": "base"}, tastes=("style",)),
     "quick": Plan(
         (0, 16),
         (0, 1),
@@ -258,12 +260,12 @@ class Study:
     def run(self) -> Iterator[tuple[str, str, int, int]]:
         """Everything, in an order that gives early answers; yields (part, taste, labels, seed) as each is finished."""
         for count in self.plan.sizes:
-            for taste in TASTES:
+            for taste in self.plan.tastes:
                 for seed in self.plan.seeds if count else self.plan.seeds[:1]:
                     self.accuracy(taste, count, seed)
                     yield "accuracy", taste, count, seed
         for seed in self.plan.lpo_seeds:
-            for taste in TASTES:
+            for taste in self.plan.tastes:
                 self.verdict(taste, seed)
                 yield "verdict", taste, self.plan.lpo_labels, seed
 

@@ -97,7 +97,7 @@ _SOURCED: dict[str, dict[str, dict]] = {
             "policy": ({"base": "scenes"}, "the embedded model"),
             "lrm": ("scenes", "the shipped warm LRM"),
             "beta": (31.0, "per nat: 500 at 4x64x64 is 31 at 4x16x16"),
-            "threshold_min": (0.08, "measured: an LRM of 200 labels is rarely surer; 0.35 to 0.5 keeps 7 % of the pairs, this 52 %"),
+            "threshold_min": (0.08, "measured: 0.35 to 0.5 keeps 7 % of the pairs of a 200-label LRM, this 52 %"),
             "threshold_max": (0.2, "measured, as threshold_min"),
             "score_timestep": ("own", "ours"),
             "lora_rank": (8, "prototype on Scenes"),
