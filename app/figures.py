@@ -33,7 +33,8 @@ def rewards(curves: list[dict], accuracy: list[dict] = (), siblings: bool = Fals
 
     A curve: {"trace", "policy", "seed", "lrm", "total", "pictures", "steps": [{"step", "t", "score", ...}]}; with
     siblings a step also has low, high (best and worst candidate's score), gap, threshold (both as probabilities), kept.
-    An accuracy: {"lrm", "t": [..], "accuracy": [..], "low": [..], "high": [..]}. Returns the component's value.
+    An accuracy: {"lrm", "labels": bool, "t": [..], "accuracy": [..], "low": [..], "high": [..]}.
+    Returns the component's value.
     """
     curves = names(curves if siblings else [_without_verdicts(c) for c in curves])
     scores = [
@@ -43,7 +44,7 @@ def rewards(curves: list[dict], accuracy: list[dict] = (), siblings: bool = Fals
         for k in (("score", "low", "high") if siblings else ("score",))
         if s.get(k) is not None
     ]
-    layout = _layout("reward (LRM score)", bool(accuracy))
+    layout = _layout("reward (LRM score)", accuracy)
     data, ends = [], []
     for index, curve in enumerate(curves):
         if siblings:
@@ -111,7 +112,7 @@ def parting(curves: list[dict]) -> str:
     )
 
 
-def _layout(title: str, with_accuracy: bool) -> dict:
+def _layout(title: str, accuracy: list[dict]) -> dict:
     axis = {
         "range": NOISE,
         "title": {"text": "timestep t", "standoff": 4},
@@ -161,7 +162,10 @@ def _layout(title: str, with_accuracy: bool) -> dict:
             },
         ],
     }
-    if with_accuracy:
+    if accuracy:
+        words = "How often each LRM agrees with held-out labels at that t (95% intervals)"
+        if not any(a["labels"] for a in accuracy):
+            words = "How often the warm LRM tells generated pictures apart at that t (no labels needed)"
         layout["yaxis"]["domain"] = [0.36, 1]
         layout["yaxis2"] = {
             "domain": [0, 0.26],
@@ -175,7 +179,7 @@ def _layout(title: str, with_accuracy: bool) -> dict:
         layout["xaxis"]["anchor"] = "y2"
         layout["annotations"].append(
             {
-                "text": "How often each LRM agrees with held-out labels at that t (95 % intervals)",
+                "text": words,
                 "x": 0,
                 "y": 0.27,
                 "xref": "paper",

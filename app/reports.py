@@ -18,13 +18,22 @@ def of_lrm(folder: Path) -> dict:
 
 
 def accuracy(folder: Path, name: str) -> dict | None:
-    """Held-out accuracy per timestep with its interval, as `app.figures` draws it; None if it was never measured."""
-    rows = [r for r in of_lrm(folder).get("heldout_by_timestep") or [] if r["accuracy"]["value"] is not None]
+    """Held-out accuracy per timestep with its interval, as `app.figures` draws it; None if it was never measured.
+
+    A warm LRM has seen no label: it is shown on generated pictures that it did not train on (`labels` is False then),
+    where the one made for the caption should win; that report has no interval.
+    """
+    report = of_lrm(folder)
+    rows = [
+        (r["t"], r["accuracy"]) for r in report.get("heldout_by_timestep") or [] if r["accuracy"]["value"] is not None
+    ]
+    labels = bool(rows)
+    if not labels:
+        unseen = (report.get("unseen_accuracy") or {}).get("generated", {})
+        rows = [(int(t), {"value": value, "low": value, "high": value}) for t, value in unseen.items()]
     if not rows:
         return None
-    rows.sort(key=lambda r: -r["t"])
-    parts = {
-        key: [r["accuracy"][part] for r in rows]
-        for key, part in (("accuracy", "value"), ("low", "low"), ("high", "high"))
-    }
-    return {"lrm": name, "t": [r["t"] for r in rows], **parts}
+    rows.sort(key=lambda row: -row[0])
+    parts = (("accuracy", "value"), ("low", "low"), ("high", "high"))
+    values = {key: [estimate[part] for _, estimate in rows] for key, part in parts}
+    return {"lrm": name, "labels": labels, "t": [t for t, _ in rows], **values}

@@ -27,7 +27,14 @@ def curve(policy="base", seed=0, scores=(1.0, 2.0, 3.0), lrm="LRM 1", **siblings
     }
 
 
-ACCURACY = {"lrm": "LRM 1", "t": [900, 1], "accuracy": [0.5, 0.8], "low": [0.4, 0.7], "high": [0.6, 0.9]}
+ACCURACY = {
+    "lrm": "LRM 1",
+    "labels": True,
+    "t": [900, 1],
+    "accuracy": [0.5, 0.8],
+    "low": [0.4, 0.7],
+    "high": [0.6, 0.9],
+}
 
 
 def test_noise_is_at_the_left_and_both_plots_share_their_axis():
@@ -167,5 +174,18 @@ def test_accuracy_comes_from_the_run_that_ended_in_the_folder(tmp_path):
     rows = [{"t": t, "accuracy": estimate} for t in (1, 951)] + [{"t": 501, "accuracy": {"value": None}}]
     (tmp_path / "result.json").write_text(json.dumps({"heldout_by_timestep": rows}))
     got = reports.accuracy(final, "LRM 1")
-    assert got == {"lrm": "LRM 1", "t": [951, 1], "accuracy": [0.7, 0.7], "low": [0.6, 0.6], "high": [0.8, 0.8]}
+    assert got == {
+        "lrm": "LRM 1",
+        "labels": True,
+        "t": [951, 1],
+        "accuracy": [0.7, 0.7],
+        "low": [0.6, 0.6],
+        "high": [0.8, 0.8],
+    }
     assert reports.accuracy(tmp_path / "checkpoints" / "step-000100", "x") is None
+    warm = tmp_path / "warm"
+    warm.mkdir()
+    (warm / "lrm.json").write_text(json.dumps({"meta": {"unseen_accuracy": {"generated": {"1": 0.8, "951": 0.5}}}}))
+    got = reports.accuracy(warm, "warm")
+    assert (got["labels"], got["t"], got["accuracy"]) == (False, [951, 1], [0.5, 0.8])
+    assert "no labels" in json.dumps(figures.rewards([curve()], [got])["figure"]["layout"]["annotations"])
