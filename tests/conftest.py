@@ -79,6 +79,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _plain_signals() -> None:
+    """A test run in the background of a shell ignores Ctrl-C, and so would its servers: give them the default back."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Server:
     """A running `launch.py`. `url` is its address, `seconds` how long it took to answer the first request."""
 
@@ -90,7 +95,7 @@ class Server:
         command = [sys.executable, str(script), "--port", str(self.port), "--data-dir", str(data_dir), *arguments]
         started = time.monotonic()
         with open(self.log, "ab") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, preexec_fn=_plain_signals)
         if wait:
             self.wait()
         self.seconds = time.monotonic() - started

@@ -1,4 +1,4 @@
-"""The study from end to end at its smallest: simulated annotators, an LRM, an adapter, verdicts, tables and a figure."""
+"""The study at its smallest: simulated annotators, an LRM, an adapter, verdicts, tables and a figure."""
 
 import json
 import subprocess
