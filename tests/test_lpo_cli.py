@@ -155,7 +155,9 @@ def test_sigterm_saves_and_resume_gives_the_same_adapter(tmp_path):
                 "--threshold_min", "0", "--threshold_max", "0", "--save_every", "100"]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train-lpo", *settings, "--run-dir", str(whole)]) == 0
-    process = subprocess.Popen([*command, *settings, "--run-dir", str(cut)], stdout=subprocess.DEVNULL)
+    # Bit for bit holds at one thread count, and other tests of this process may have changed it.
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([*command, *settings, "--run-dir", str(cut)], stdout=subprocess.DEVNULL, env=threads)
     try:
         metrics = cut / "metrics.jsonl"
         deadline = time.monotonic() + 300
