@@ -49,10 +49,11 @@ class Plan:
     tastes: tuple[str, ...] = TASTES
 
 
+FROM_BASE = {"init": "base", "fit_start": "false", "steps": 300, "batch_size": 32, "warmup_steps": 30}
 PLANS = {
     "full": Plan((0, 25, 50, 100, 200, 800), (0, 1, 2), 400, 300, 4, 200, (0, 1, 2)),
     "short": Plan((0, 50, 200), (0, 1), 200, 100, 2, 200, (0,)),
-    "style": Plan((200,), (0,), 200, 100, 2, 200, (0,), {"init": "base"}, tastes=("style",)),
+    "style": Plan((200,), (0,), 200, 100, 2, 200, (0,), FROM_BASE, tastes=("style",)),
     "quick": Plan(
         (0, 16),
         (0, 1),
