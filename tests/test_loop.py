@@ -65,9 +65,12 @@ def test_label_train_look_align_compare(server, page):
     wait_for_job(page, server, "train-lpo", "The adapter is ready|The reward on held-out")
 
     page.click("#tab-curves-button")
+    page.wait_for_function("document.querySelector('#curves-prompt textarea, #curves-prompt input').value")
+    page.wait_for_timeout(2000)  # the lists of checkpoints arrive
     page.click("#curves-trace")
+    wait_for(lambda: ("trace",) in rows(server, "select kind from job"), what="a trace job")
     page.wait_for_selector("#curves-plot .rp-card img")
-    assert rows(server, "select count(*) from trace_score")[0][0] > 0
+    wait_for(lambda: rows(server, "select count(*) from trace_score")[0][0] > 0, 240, "a stored score")
 
     page.click("#tab-compare-button")
     fill(page, "#compare-new", prompts=3, votes=3)
