@@ -1,4 +1,4 @@
-"""The loop as a person walks it, up to the adapter and its curves: the real server on an empty data folder, real keys in
+"""The loop as a person walks it, up to the adapter and its curves: the real server, an empty data folder, real keys in
 headless Chromium, real diffusion and real training on the embedded model, only shorter than a person would choose.
 The blind vote after it is under test in test_compare_browser.py.
 """
