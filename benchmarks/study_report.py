@@ -22,9 +22,12 @@ OUTCOMES = {"first": "a", "second": "b", "tie": "tie"}  # the LPO picture is sho
 
 def write_report(out: Path, plan: Plan) -> str:
     """Markdown of every table; also written to `out`/report.md, with the figure beside it as curves.svg."""
-    text = "\n\n".join(
-        ["## Labels and the LRM", accuracy_table(out), "## LPO", verdict_table(out), "## Minutes", minutes_table(out)]
-    )
+    parts = {
+        "Labels and the LRM": [accuracy_table(out), gain_table(out)],
+        "LPO": [verdict_table(out)],
+        "Minutes": [minutes_table(out)],
+    }
+    text = "\n\n".join(part for title, tables in parts.items() for part in (f"## {title}", *tables))
     (out / "report.md").write_text(text + "\n")
     draw(out, plan)
     return text
@@ -63,15 +66,41 @@ def accuracy_table(out: Path) -> str:
     )
 
 
+def gain_table(out: Path) -> str:
+    """What labels add to the warm start: accuracy with labels minus accuracy with none, on the same noisy pairs."""
+    groups = accuracies(out)
+    lines = ["| taste | labels | gain over the warm start, t <= 601 | over all t |", "|---" * 4 + "|"]
+    for (taste, count), runs in groups.items():
+        start = groups.get((taste, 0))
+        if not count or not start:
+            continue
+        early = [row for row, t in enumerate(start[0]["timesteps"]) if t <= 601]
+        cells = []
+        for rows in (early, range(len(start[0]["timesteps"]))):
+            with_labels = [np.mean([run["correct"][row] for row in rows], axis=0) for run in runs]
+            without = np.mean([start[0]["correct"][row] for row in rows], axis=0)
+            cells.append(
+                paired_difference(np.concatenate(with_labels), np.tile(without, len(runs)),
+                                  [prompt for run in runs for prompt in run["prompts"]])
+            )
+        lines.append(f"| {taste} | {count} | " + " | ".join(map(_signed, cells)) + " |")
+    return "\n".join(lines)
+
+
 def verdict_table(out: Path) -> str:
+    """One row per LPO run, and one per taste over all of its seeds."""
     lines = [
         "| taste | seed | judge, base → LPO | difference | style, base → LPO | difference in sd "
         "| LRM (in-sample) | other LRM | win rate |",
         "|---" * 9 + "|",
     ]
+    verdicts: dict[str, list[tuple[str, dict]]] = {}
     for file in sorted((out / "verdict").glob("*.json")):
         taste, seed = file.stem.split("-")
-        data = json.loads(file.read_text())
+        verdicts.setdefault(taste, []).append((seed, json.loads(file.read_text())))
+    rows = [(taste, seed, data) for taste, runs in verdicts.items() for seed, data in runs]
+    rows += [(taste, "all", _together([data for _, data in runs])) for taste, runs in verdicts.items() if len(runs) > 1]
+    for taste, seed, data in sorted(rows, key=lambda row: row[0]):
         base, lpo, prompts = data["base"], data["lpo"], data["prompts"]
         spread = float(np.std(base["style"]))
         judged = paired_difference(lpo["judge"], base["judge"], prompts)
@@ -90,6 +119,14 @@ def verdict_table(out: Path) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _together(runs: list[dict]) -> dict:
+    """The verdicts of several seeds as one: their pictures side by side, of one prompt in one cluster."""
+    whole = {key: [value for run in runs for value in run[key]] for key in ("prompts", "votes")}
+    for who in ("base", "lpo"):
+        whole[who] = {key: [value for run in runs for value in run[who][key]] for key in runs[0][who]}
+    return whole
 
 
 def minutes_table(out: Path) -> str:

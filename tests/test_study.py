@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.study_report import gain_table
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,3 +34,15 @@ def test_the_quick_study_prints_its_tables_and_goes_on_where_it_stopped(tmp_path
     study(out)
     assert (out / "verdict" / "style-0.json").exists()
     assert {file: file.stat().st_mtime_ns for file in (out / "accuracy").iterdir()} == before
+
+
+def test_the_gain_over_the_warm_start_is_paired_by_noisy_pair(tmp_path):
+    (tmp_path / "accuracy").mkdir()
+    prompts, timesteps = [f"prompt {i}" for i in range(40)], [1, 601, 901]
+    without = [[float(i % 2) for i in range(40)]] * 3
+    better = [[1.0] * 40, [float(i % 2) for i in range(40)], [0.0] * 40]  # +0.5 at t = 1, 0 at 601, -0.5 at 901
+    for name, correct in (("style-0-0", without), ("style-50-0", better), ("style-50-1", better)):
+        found = {"timesteps": timesteps, "prompts": prompts, "correct": correct}
+        (tmp_path / "accuracy" / f"{name}.json").write_text(json.dumps(found))
+    row = gain_table(tmp_path).splitlines()[-1]
+    assert row.startswith("| style | 50 | +0.250 (+0.") and "| +0.000 (" in row
