@@ -17,14 +17,15 @@ from sqlmodel import SQLModel
 from storage_lab import add_rows, answer
 
 import storage
-from storage import StorageError, labels
+from storage import StorageError, data_models, labels
 from storage.db import DATABASE, migrate, scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 REVISIONS = [script.revision for script in reversed(list(scripts().walk_revisions()))]
 
-# one row in every table as the first revision had them; later revisions must carry all of this along
-POPULATE = """
+# one row in every new table of each revision, as that revision had it; later revisions must carry all of this along
+POPULATE = {
+    "0001": """
 INSERT INTO annotator VALUES (1, 'anna', 'human', 1.0), (2, 'judge', 'simulated', 1.0);
 INSERT INTO prompt VALUES (1, 'A red circle.', 'a red circle');
 INSERT INTO study VALUES (1, 'Old', 'scenes', 'Which?', 'scenes', '{"a": 1}', 2.0);
@@ -46,19 +47,45 @@ INSERT INTO trace (id, key, path, bytes, prompt, seed, policy, config, created_a
     VALUES (1, 't', 'p', 3, 'q', 0, '{}', '{}', 2.0, 2.0);
 INSERT INTO trace_score (id, trace_id, lrm, scores, created_at) VALUES (1, 1, 'x', '[1.5]', 2.0);
 INSERT INTO setting VALUES ('current_study', '1');
-"""
+""",
+    "0003": """
+INSERT INTO import VALUES (1, 1, 'digest', 'train.parquet', 'parquet', '{"done": 2}', 6.0, NULL);
+INSERT INTO import_row VALUES (1, 1, 3, NULL), (1, 2, NULL, 'the row has no caption');
+INSERT INTO gap_set VALUES (1, 1, 1, 'scores.csv', '{}', 6.0, 7.0);
+INSERT INTO gap VALUES (1, 3, 1, 0.1, NULL, 0.0, NULL);
+INSERT INTO label_filter VALUES (1, 1, 1, 'MPCF rule 2', '{"format_version": 1}', 0, 1, 8.0, NULL);
+INSERT INTO filter_drop VALUES (1, 3);
+""",
+}
 
 
 def old_database(folder: Path, revision: str) -> None:
-    """A populated database as the program of `revision` left it: filled at the first one, then taken there."""
+    """A populated database as the program of `revision` left it: filled revision by revision on the way there."""
     folder.mkdir(parents=True)
     engine = create_engine(f"sqlite:///{folder / DATABASE}")
     with engine.begin() as connection:
-        migrate(connection, REVISIONS[0])
-        for statement in POPULATE.strip().split(";\n"):
-            connection.exec_driver_sql(statement.rstrip(";"))
-        migrate(connection, revision)
+        for step in REVISIONS[: REVISIONS.index(revision) + 1]:
+            migrate(connection, step)
+            for statement in POPULATE.get(step, "").strip().split(";\n"):
+                connection.exec_driver_sql(statement.rstrip(";"))
     engine.dispose()
+
+
+def tables(connection) -> list[str]:
+    found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'alembic_version'")
+    return [name for (name,) in found]
+
+
+def next_revision(tmp_path: Path, extra: str = "") -> Path:
+    """The migrations with a made-up next revision that adds a column, and does `extra`."""
+    migrations = tmp_path / "migrations"
+    shutil.copytree(storage.db.MIGRATIONS, migrations)
+    (migrations / "versions" / "9999_next.py").write_text(
+        "from alembic import op\nrevision = '9999'\n"
+        f"down_revision = {REVISIONS[-1]!r}\n"
+        f"def upgrade():\n    op.execute('ALTER TABLE study ADD COLUMN note VARCHAR')\n{extra}"
+    )
+    return migrations
 
 
 def test_settings_of_both_kinds_of_connection(store):
@@ -72,13 +99,16 @@ def test_settings_of_both_kinds_of_connection(store):
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_a_populated_database_of_every_revision_is_migrated(tmp_path, revision):
     old_database(tmp_path / "lab", revision)
+    with closing(sqlite3.connect(tmp_path / "lab" / DATABASE)) as plain:
+        rows = {name: plain.execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in tables(plain)}  # noqa: S608
     opened = storage.open(tmp_path / "lab")
     found = labels.effective(opened, 1)
     assert [(row["annotator_id"], row["choice"], row["simulated"]) for row in found] == [(2, "tie", True)]
     assert labels.get_study(opened, 1).settings == {"a": 1}
     with opened.reader() as session:
         for table in SQLModel.metadata.tables:
-            assert session.execute(text(f"SELECT COUNT(*) FROM {table}")).scalar() >= 1, table  # noqa: S608
+            count = session.execute(text(f"SELECT COUNT(*) FROM {table}")).scalar()  # noqa: S608
+            assert count == rows.get(table, 0) and (count or table not in rows), table
         assert session.execute(text("PRAGMA foreign_key_check")).all() == []
     opened.close()
     backups = list((tmp_path / "lab" / "backups").glob("*.sqlite"))
@@ -86,16 +116,9 @@ def test_a_populated_database_of_every_revision_is_migrated(tmp_path, revision):
 
 
 def test_a_backup_of_the_old_revision_is_made_before_a_migration(tmp_path, monkeypatch):
-    """A made-up next revision, so that this is tested even while there is only one."""
+    """Of a made-up next revision, so that this is tested whatever the last one did."""
     old_database(tmp_path / "lab", REVISIONS[-1])
-    migrations = tmp_path / "migrations"
-    shutil.copytree(storage.db.MIGRATIONS, migrations)
-    (migrations / "versions" / "9999_next.py").write_text(
-        "from alembic import op\nrevision = '9999'\n"
-        f"down_revision = {REVISIONS[-1]!r}\n"
-        "def upgrade():\n    op.execute('ALTER TABLE study ADD COLUMN note VARCHAR')\n"
-    )
-    monkeypatch.setattr(storage.db, "MIGRATIONS", migrations)
+    monkeypatch.setattr(storage.db, "MIGRATIONS", next_revision(tmp_path))
     opened = storage.open(tmp_path / "lab")
     with opened.reader() as session:
         assert session.execute(text("SELECT note FROM study")).scalar() is None
@@ -109,13 +132,7 @@ def test_a_backup_of_the_old_revision_is_made_before_a_migration(tmp_path, monke
 
 def test_a_failing_migration_changes_nothing(tmp_path, monkeypatch):
     old_database(tmp_path / "lab", REVISIONS[-1])
-    migrations = tmp_path / "migrations"
-    shutil.copytree(storage.db.MIGRATIONS, migrations)
-    (migrations / "versions" / "9999_next.py").write_text(
-        "from alembic import op\nrevision = '9999'\n"
-        f"down_revision = {REVISIONS[-1]!r}\n"
-        "def upgrade():\n    op.execute('ALTER TABLE study ADD COLUMN note VARCHAR')\n    op.execute('nonsense')\n"
-    )
+    migrations = next_revision(tmp_path, "    op.execute('nonsense')\n")
     with monkeypatch.context() as patch:
         patch.setattr(storage.db, "MIGRATIONS", migrations)
         with pytest.raises(Exception, match="nonsense"):
@@ -160,6 +177,7 @@ def schema(connection) -> dict[str, str]:
 def test_migrations_build_exactly_what_the_models_say(store):
     engine = create_engine("sqlite://")
     with engine.connect() as wanted, store._reading.connect() as found:
+        assert data_models.Import.__tablename__ in SQLModel.metadata.tables
         SQLModel.metadata.create_all(wanted)
         built = schema(found)
         triggers = {name for name in built if name.startswith("preference_never_")}
