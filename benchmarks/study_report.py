@@ -171,7 +171,8 @@ def draw(out: Path, plan: Plan) -> None:
 
 
 def _signed(estimate) -> str:
-    return f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
+    value, low, high = (round(one, 3) + 0.0 for one in (estimate.value, estimate.low, estimate.high))  # no -0.000
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 if __name__ == "__main__":
