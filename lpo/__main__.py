@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
-from lpo.config import CONFIGS, PRESETS, SOURCES, ConfigError, Policy, from_dict, to_dict
+from lpo.config import CONFIGS, PRESETS, SOURCES, ConfigError, Policy, Search, from_dict, to_dict
 
 _HELP = {
     "sample": "draw pictures for every prompt and seed",
@@ -49,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, with its own settings")
         for field in dataclasses.fields(config_class):
             _add_field(sub, field, typing.get_type_hints(config_class)[field.name])
+        if command in ("sample", "trace"):
+            _add_search(sub)
     score = commands.add_parser("score", help=_HELP["score"], description=_HELP["score"])
     score.add_argument("--lrm", required=True, help="LRM folder of this program or of the official code, or 'scenes'")
     score.add_argument("--base", help="base model of an official LRM folder: its tokenizer is needed")
@@ -74,6 +77,35 @@ def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: 
     text += f" [default: {field.default if field.default not in ('', ()) else 'none'}]"
     names = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
     parser.add_argument(*names, dest=field.name, nargs="*" if many else None, metavar="VALUE", help=text)
+
+
+# The flags of a policy's search, and the fields of Search that they set.
+_SEARCH_FLAGS = {"search": "method", "search_lrm": "lrm", "candidates": "candidates"}
+_SEARCH_FLAGS |= {"search_t_min": "t_min", "search_t_max": "t_max"}
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("search", "an LRM chooses while the policy samples; nothing is trained")
+    fields = {field.name: field for field in dataclasses.fields(Search)}
+    for flag, name in _SEARCH_FLAGS.items():
+        text = f"{fields[name].metadata['help']} [default: {'none' if flag == 'search' else fields[name].default}]"
+        names = [f"--{flag}"] + ([f"--{flag.replace('_', '-')}"] if "_" in flag else [])
+        group.add_argument(*names, dest=f"search.{name}", metavar="VALUE", help=text)
+
+
+def _read_search(given: dict, before: dict | None) -> dict | None:
+    """The search that the flags describe, on top of what the file says. Raises ConfigError for flags without one."""
+    flags = {name: given.get(f"search.{name}") for name in _SEARCH_FLAGS.values()}
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if not flags:
+        return before
+    if flags.get("method") == "none":
+        return None
+    if "method" not in flags and not before:
+        named = ", ".join(f"--{flag}" for flag, name in _SEARCH_FLAGS.items() if name in flags)
+        raise ConfigError(f"{named} describes a search, but none is asked for: add --search best-of-n or steps.")
+    hints = typing.get_type_hints(Search)
+    return {**(before or {}), **{name: _parse(value, hints[name], name) for name, value in flags.items()}}
 
 
 def _preset_help(command: str) -> str:
@@ -138,6 +170,9 @@ def read_settings(args: argparse.Namespace) -> Any:
         if given["policy.adapters"] is not None:
             policy["adapters"] = [_adapter(text) for text in given["policy.adapters"]]
         settings["policy"] = policy
+    if any(given.get(f"search.{name}") is not None for name in _SEARCH_FLAGS.values()):
+        policy = dict(settings.get("policy", {}))
+        settings["policy"] = {**policy, "search": _read_search(given, policy.get("search"))}
     return from_dict(config_class, settings)
 
 
@@ -163,7 +198,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ConfigError and the other modules' sentences
         if not str(error) or type(error) is ValueError:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks; see also Run.fail
+            print(f"error: {error}", file=sys.stderr)
         return 2
 
 

@@ -120,6 +120,7 @@ def _from_plain(hint: Any, value: Any) -> Any:
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         return tuple(_from_plain(args[0], v) for v in value)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return from_dict(hint, value)
+    for kind in args or (hint,):  # an optional group of settings is `Group | None`
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            return from_dict(kind, value)
     return value

@@ -19,6 +19,7 @@ from lpo.config import (
     LRMConfig,
     Policy,
     SampleConfig,
+    Search,
     TraceConfig,
     from_dict,
     from_preset,
@@ -26,7 +27,7 @@ from lpo.config import (
     to_dict,
 )
 
-CLASSES = [*CONFIGS.values(), Policy, Adapter]
+CLASSES = [*CONFIGS.values(), Policy, Adapter, Search]
 
 
 @pytest.mark.parametrize("config_class", CLASSES)
@@ -79,6 +80,14 @@ def test_official_keeps_the_published_numbers():
         (LPOConfig, {"policy": {"base": "x", "adapters": [{"strength": 1.0}]}}, "path"),
         (LPOConfig, {"policy": 3}, "Policy"),
         (SampleConfig, {"height": 100}, "multiple of 8"),
+        (SampleConfig, {"policy": {"search": {"method": "steps"}}}, "set eta above 0"),
+        (SampleConfig, {"policy": {"search": {"method": "beam"}}}, "best-of-n, steps"),
+        (SampleConfig, {"policy": {"search": {"candidates": 0}}}, "candidates is 0"),
+        (SampleConfig, {"policy": {"search": {"t_min": 800, "t_max": 100}}}, "t_min"),
+        (SampleConfig, {"policy": {"search": {"lrm": ""}}}, "needs an LRM"),
+        (SampleConfig, {"policy": {"search": "steps"}}, "Search object"),
+        (TraceConfig, {"eta": 0.0, "policy": {"search": {"method": "steps"}}}, "set eta above 0"),
+        (LPOConfig, {"policy": {"search": {"method": "best-of-n"}}}, "leave the search out"),
         (SampleConfig, {"prompts": "a cat"}, "list"),
         (SampleConfig, {"seeds": [1, "2"]}, "list"),
         (TraceConfig, {"siblings": 1}, "siblings is 1"),
@@ -109,12 +118,29 @@ def test_policy_flags():
     assert config.prompts == ("x y",) and config.seeds == (1, 2)
 
 
+def test_search_flags_describe_the_policy_and_say_when_they_describe_nothing(tmp_path):
+    config = settings_of("sample", "--search", "steps", "--candidates", "8", "--search-t-min", "500", "--eta", "1")
+    assert config.policy == Policy("scenes", (), Search("steps", "scenes", 8, 500, 1000))
+    (tmp_path / "c.json").write_text(json.dumps(to_dict(config)))
+    again = ("sample", "--config", str(tmp_path / "c.json"))
+    assert settings_of(*again).policy == config.policy
+    assert settings_of(*again, "--candidates", "2").policy.search == Search("steps", "scenes", 2, 500, 1000)
+    assert settings_of(*again, "--search", "none").policy.search is None
+    with pytest.raises(ConfigError, match="--candidates describes a search"):
+        settings_of("sample", "--candidates", "8")
+
+
+def test_a_policy_written_before_there_was_search_samples_plainly():
+    assert from_dict(Policy, {"base": "scenes", "adapters": []}).search is None
+
+
 @pytest.mark.parametrize("command", CONFIGS)
 def test_shown_flags_give_the_config_back(command):
     default = from_preset(CONFIGS[command], "scenes")
     changes = {"train-lpo": {"beta": 9.0, "antithetic": True}, "train-lrm": {"train": "heads", "lr": 0.1}}
     changes |= {"sample": {"seeds": (1, 2), "height": 64}, "trace": {"prompt": "a red star", "siblings": 4}}
-    wanted = dataclasses.replace(default, **changes[command])
+    searched = dataclasses.replace(default.policy, search=Search("steps", "lrm", 8, 100)) if command == "trace" else None
+    wanted = dataclasses.replace(default, **changes[command], **({"policy": searched} if searched else {}))
     assert settings_of(command, *to_args(wanted, default)) == wanted
 
 
