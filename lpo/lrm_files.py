@@ -13,14 +13,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lpo.backbones import load_policy, pick_device, pipeline_class, resolve_base
+from lpo.backbones import load_policy, pick_device, resolve_base
+from lpo.backbones.trunk import official_kind, trunk_class
 from lpo.config import ConfigError, Policy
 from lpo.reward_model import LatentRewardModel
 
@@ -34,10 +33,10 @@ def from_base(
     """An LRM with the base's early blocks, text encoder and tokenizer, and fresh heads. projection_dim: the text
     encoder's hidden size unless given. Raises ConfigError if the base cannot be loaded."""
     policy = load_policy(Policy(base), str(device), str(dtype).removeprefix("torch."))
-    dim = projection_dim or policy.text_encoder.config.hidden_size
-    model = LatentRewardModel(policy.unet, policy.text_encoder, policy.tokenizer, dim).to(device)
+    space, trunk = policy.fingerprint(), policy.trunk()
+    model = LatentRewardModel(trunk, projection_dim or trunk.text_width).to(device)
     model.init_heads(seed)
-    model.fingerprint = policy.fingerprint()
+    model.fingerprint = space
     model.name, model.meta = base, {"base": base}
     return model.eval().requires_grad_(False)
 
@@ -63,15 +62,13 @@ def _load_own(folder: Path, dtype: torch.dtype) -> LatentRewardModel:
         info = json.loads((folder / "lrm.json").read_text())
         if info["format_version"] > FORMAT_VERSION:
             raise ConfigError(f"{folder} was written by a newer version of this program: update the program.")
-        unet = UNet2DConditionModel.from_config(info["architecture"]["unet"])
-        text_encoder = CLIPTextModel(CLIPTextConfig(**info["architecture"]["text_encoder"]))
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        model = LatentRewardModel(unet, text_encoder, tokenizer, info["projection_dim"], info["guidance_scale"])
+        trunk = trunk_class(info["architecture"]["kind"]).from_description(info["architecture"], folder)
+        model = LatentRewardModel(trunk, info["projection_dim"], info["guidance_scale"])
         model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"The LRM folder {folder} is damaged or incomplete ({type(error).__name__}).") from error
     model.temperature, model.fingerprint, model.meta = info["temperature"], info["fingerprint"], info["meta"]
-    return _cast(model, dtype)
+    return model.cast(dtype)
 
 
 def _load_official(folder: Path, base: str | None, dtype: torch.dtype) -> LatentRewardModel:
@@ -79,31 +76,20 @@ def _load_official(folder: Path, base: str | None, dtype: torch.dtype) -> Latent
         raise ConfigError(f"{folder} is an official LRM folder: name its base model too (--base), for the tokenizer.")
     source = resolve_base(base)
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-        text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
         heads = torch.load(folder / "state_dict.pt", map_location="cpu", weights_only=True)
-        visual, text = heads["visual_projection"]["weight"], heads["text_projection"]["weight"]
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
-        model = LatentRewardModel(unet, text_encoder, tokenizer, visual.shape[0])
+        visual = heads["visual_projection"]["weight"]
+        model = LatentRewardModel(trunk_class(official_kind(folder)).from_official(folder, source), visual.shape[0])
         with torch.no_grad():
             model.visual_projection.weight.copy_(visual)
-            model.text_projection.weight.copy_(text)
+            if model.text_projection is not None:
+                model.text_projection.weight.copy_(heads["text_projection"]["weight"])
             model.logit_scale.copy_(torch.as_tensor(heads["logit_scale"]))
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(
             f"The official LRM folder {folder} is damaged, incomplete or not of SD1.x shape ({type(error).__name__})."
         ) from error
     model.meta = {"base": base, "format": "official"}
-    return _cast(model, dtype)
-
-
-def _cast(model: LatentRewardModel, dtype: torch.dtype) -> LatentRewardModel:
-    """Trunk and text encoder in `dtype`; the heads stay fp32: they are small and set the scale of the score."""
-    for part in (model.unet, model.text_encoder):
-        if part.dtype != dtype:
-            part.to(dtype=dtype)
-    model.unet.to(memory_format=torch.channels_last)
-    return model
+    return model.cast(dtype)
 
 
 def merged_state(model: LatentRewardModel) -> dict[str, Tensor]:
@@ -131,15 +117,10 @@ def save(model: LatentRewardModel, path: Path, meta: dict | None, dtype: torch.d
     partial.mkdir(parents=True)
     if meta is not None:
         model.meta = {**model.meta, **meta}
-    architecture = {
-        "kind": "sd",
-        "unet": {k: v for k, v in model.unet.config.items() if k != "_name_or_path"},
-        "text_encoder": model.text_encoder.config.to_dict(),
-    }
-    info = {"format_version": FORMAT_VERSION, "architecture": architecture, **model.describe()}
+    info = {"format_version": FORMAT_VERSION, "architecture": model.trunk.describe(), **model.describe()}
     (partial / "lrm.json").write_text(json.dumps(info, indent=2, default=str) + "\n")
     save_file({k: v.to(dtype) for k, v in merged_state(model).items()}, partial / "model.safetensors")
-    model.tokenizer.save_pretrained(partial / "tokenizer")
+    model.trunk.save_tokenizers(partial)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(partial, path)
 
@@ -149,26 +130,12 @@ def export_official(model: LatentRewardModel, path: Path, base: str) -> None:
 
     The official format knows no temperature: it is folded into the logit scale, which leaves every score as it is.
     """
-    source = resolve_base(base)
-    if pipeline_class(source) != "StableDiffusionPipeline":
-        raise ConfigError(f"{base} is not a Stable Diffusion 1.x/2.x model: it cannot lend this LRM its up blocks.")
-    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
     state = merged_state(model)
-    trunk = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith("unet.")}
-    wrong = [k for k, v in trunk.items() if k not in unet.state_dict() or unet.state_dict()[k].shape != v.shape]
-    if wrong:
-        raise ConfigError(f"{base} has another architecture than this LRM: it cannot lend it its up blocks.")
-    unet.load_state_dict(trunk, strict=False)
-    unet.save_pretrained(path / "unet")
-    text_encoder = CLIPTextModel(model.text_encoder.config)
-    prefix = "text_encoder."
-    text_encoder.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    text_encoder.save_pretrained(path / "text_encoder")
-    heads = {
-        "visual_projection": {"weight": state["visual_projection.weight"]},
-        "text_projection": {"weight": state["text_projection.weight"]},
-        "logit_scale": state["logit_scale"] - torch.tensor(model.temperature).log(),
-    }
+    model.trunk.export_official(path, resolve_base(base), state)
+    heads = {"visual_projection": {"weight": state["visual_projection.weight"]}}
+    if model.text_projection is not None:
+        heads["text_projection"] = {"weight": state["text_projection.weight"]}
+    heads["logit_scale"] = state["logit_scale"] - torch.tensor(model.temperature).log()
     torch.save(heads, path / "state_dict.pt")
 
 

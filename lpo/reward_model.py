@@ -1,58 +1,45 @@
 """LatentRewardModel: how well does a noisy latent x_t, at timestep t, on its way to a picture, please for this prompt?
 
-It owns its trunk (the UNet's down and mid blocks; no up blocks, no VAE), tokenizer and text encoder, so it may have
-another architecture than the policy. score = exp(logit_scale) cos(image, text) / temperature, where the image embedding
-is one bias-free linear map of the spatial means of every down level and the mid block. Files: lpo/lrm_files.py.
+It owns its trunk (lpo/backbones/trunk.py: the network's early blocks and the text encoders; no up blocks, no VAE), so
+it may have another architecture than the policy. score = exp(logit_scale) cos(image, text) / temperature, where the
+image embedding is one bias-free linear map of the pooled features of the trunk. Files: lpo/lrm_files.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from lpo.backbones import Conditioning, Features, pick_device, pick_dtype
-from lpo.backbones.sd import guided_features, tokenize
+from lpo.backbones import Features, pick_device, pick_dtype
+from lpo.backbones.trunk import TextEncoding, Trunk, beside, cast
+from lpo.config import ConfigError
 from lpo.rng import normal
 
 LOGIT_SCALE_START = 2.6592  # paper: CLIP's ln(1 / 0.07)
 GUIDANCE_SCALE = 7.5  # paper: visual feature enhancement
 
 
-@dataclass(frozen=True)
-class TextEncoding:
-    """The text tower's outputs: token states (B, L, D) for cross-attention, pooled (B, P) before projection."""
-
-    states: Tensor
-    pooled: Tensor
-
-
 class LatentRewardModel(nn.Module):
     """The LRM. Call `score`; `from_pretrained` and `save` read and write its files."""
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        projection_dim: int,
-        guidance_scale: float = GUIDANCE_SCALE,
-    ):
+    def __init__(self, trunk: Trunk, projection_dim: int, guidance_scale: float = GUIDANCE_SCALE):
+        """Raises ConfigError if the projection does not fit a trunk whose pooled text is compared as it is."""
         super().__init__()
-        if unet.config.addition_embed_type is not None:
-            raise ValueError("This UNet needs added conditioning (SDXL); an SD1.x or SD2.x UNet is expected.")
-        unet.up_blocks, unet.conv_norm_out, unet.conv_out = nn.ModuleList(), None, None
-        self.unet, self.text_encoder, self.tokenizer = unet, text_encoder, tokenizer
-        width = sum(unet.config.block_out_channels) + unet.config.block_out_channels[-1]  # SD1.5: 3520 + 1280 = 4800
-        self.visual_projection = nn.Linear(width, projection_dim, bias=False)
-        self.text_projection = nn.Linear(text_encoder.config.hidden_size, projection_dim, bias=False)
+        if not trunk.projects_text and projection_dim != trunk.text_width:
+            raise ConfigError(
+                f"projection_dim is {projection_dim}, but this architecture compares with its {trunk.text_width} "
+                "pooled text features: leave projection_dim empty."
+            )
+        self.trunk = trunk  # no nn.Module: its parts are registered under their own names, which are those in files
+        for name, part in trunk.parts.items():
+            self.add_module(name, part)
+        self.visual_projection = nn.Linear(trunk.width, projection_dim, bias=False)
+        self.text_projection = nn.Linear(trunk.text_width, projection_dim, bias=False) if trunk.projects_text else None
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_START))
         self.guidance_scale = guidance_scale
         self.temperature = 1.0
@@ -89,19 +76,31 @@ class LatentRewardModel(nn.Module):
     def device(self) -> torch.device:
         return self.logit_scale.device
 
+    def heads(self) -> list[nn.Linear]:
+        """The projections: the visual one, and the text one of architectures that have it."""
+        return [head for head in (self.visual_projection, self.text_projection) if head is not None]
+
     def init_heads(self, seed: int, text_projection: Tensor | None = None) -> None:
         """Visual projection gaussian with std 0.02 (paper); text projection as given (CLIP's), else the identity."""
         with torch.no_grad():
             shape = tuple(self.visual_projection.weight.shape)
             self.visual_projection.weight.copy_(normal(shape, seed, "visual_projection") * 0.02)
-            weight = self.text_projection.weight
-            weight.copy_(torch.eye(*weight.shape) if text_projection is None else text_projection)
+            if self.text_projection is not None:
+                weight = self.text_projection.weight
+                weight.copy_(torch.eye(*weight.shape) if text_projection is None else text_projection)
+
+    def cast(self, dtype: torch.dtype) -> LatentRewardModel:
+        """Trunk in `dtype`; the heads stay fp32: they are small and set the scale of the score."""
+        for part in self.trunk.parts.values():
+            cast(part, dtype)
+        return self
 
     # Scoring
     def encode_text(self, prompts: Sequence[str]) -> TextEncoding:
         """One row per prompt. Each distinct prompt is encoded once, and remembered while the text encoder is frozen."""
         unique = list(dict.fromkeys(prompts))
-        training = torch.is_grad_enabled() and next(self.text_encoder.parameters()).requires_grad
+        encoders = (self.trunk.parts[name] for name in self.trunk.text_parts)
+        training = torch.is_grad_enabled() and any(p.requires_grad for part in encoders for p in part.parameters())
         if training:
             self._cache.clear()  # the weights are about to change
             fresh, known = unique, {}
@@ -109,8 +108,8 @@ class LatentRewardModel(nn.Module):
             fresh, known = [p for p in unique if p not in self._cache], self._cache
         if fresh:
             with torch.set_grad_enabled(training):
-                out = self.text_encoder(tokenize(self.tokenizer, self.text_encoder, fresh).to(self.device))
-            known.update({p: (out[0][i], out[1][i]) for i, p in enumerate(fresh)})
+                out = self.trunk.encode(fresh)
+            known.update({p: (out.states[i], out.pooled[i]) for i, p in enumerate(fresh)})
         rows = [known[p] for p in prompts]
         return TextEncoding(torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
 
@@ -119,20 +118,28 @@ class LatentRewardModel(nn.Module):
         self._cache.clear()
 
     def text_features(self, pooled: Tensor) -> Tensor:
-        """Text embeddings (B, D), fp32, not normalised."""
+        """Text embeddings (B, D), fp32, not normalised: pooled text, projected where the architecture projects it."""
+        if self.text_projection is None:
+            return pooled.float()
         return self.text_projection(pooled.to(self.text_projection.weight.dtype)).float()
 
-    def image_features(self, features: Features) -> Tensor:
-        """Image embeddings (B, D), fp32, not normalised. Visual feature enhancement: the mid feature is guided,
+    def guided(self, features: Features) -> Tensor:
+        """Pooled features (B, K) of all levels, fp32. Visual feature enhancement: the mid feature is guided,
         uncond + guidance_scale (text - uncond); the down features are the text branch's."""
         mid = features.unconditional_mid + self.guidance_scale * (features.mid - features.unconditional_mid)
-        pooled = torch.cat([*features.down, mid], dim=1).to(self.visual_projection.weight.dtype)
-        return self.visual_projection(pooled).float()
+        return torch.cat([*features.down, mid], dim=1)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, text: TextEncoding, unconditional: Tensor) -> Tensor:
-        """Scores (N,). latents (N, C, H, W); timesteps (N,); text N rows; unconditional states (1 or N, L, D)."""
-        conditioning = Conditioning(text.states, unconditional.expand(len(latents), -1, -1))
-        image = self.image_features(guided_features(self.unet, latents, timesteps, conditioning))
+    def image_features(self, features: Features) -> Tensor:
+        """Image embeddings (B, D), fp32, not normalised."""
+        return self.visual_projection(self.guided(features).to(self.visual_projection.weight.dtype)).float()
+
+    def features(self, latents: Tensor, timesteps: Tensor, text: TextEncoding, unconditional: TextEncoding) -> Features:
+        """Pooled features of latents (N, C, H, W) at timesteps (N,); text N rows, unconditional 1 or N rows."""
+        return self.trunk.features(latents, timesteps, beside(text, unconditional))
+
+    def forward(self, latents: Tensor, timesteps: Tensor, text: TextEncoding, unconditional: TextEncoding) -> Tensor:
+        """Scores (N,). latents (N, C, H, W); timesteps (N,); text N rows; unconditional 1 or N rows."""
+        image = self.image_features(self.features(latents, timesteps, text, unconditional))
         cosine = (F.normalize(image, dim=-1) * F.normalize(self.text_features(text.pooled), dim=-1)).sum(dim=-1)
         return self.logit_scale.float().exp() * cosine / self.temperature
 
@@ -147,12 +154,11 @@ class LatentRewardModel(nn.Module):
         if len(prompts) != n:
             raise ValueError(f"{n} latents need {n} prompts, not {len(prompts)}.")
         t = torch.as_tensor(timesteps, device=self.device).reshape(-1).expand(n)
-        text, unconditional = self.encode_text(prompts), self.encode_text([""]).states
+        text, unconditional = self.encode_text(prompts), self.encode_text([""])
         parts = []
         for start in range(0, n, batch_size or n):
             rows = slice(start, start + (batch_size or n))
-            part = TextEncoding(text.states[rows], text.pooled[rows])
-            parts.append(self(latents[rows].to(self.device), t[rows], part, unconditional))
+            parts.append(self(latents[rows].to(self.device), t[rows], text.rows(rows), unconditional))
         return torch.cat(parts)
 
     # Training
@@ -161,24 +167,32 @@ class LatentRewardModel(nn.Module):
         attention, heads) or 'heads'. Everything that learns is fp32."""
         self.requires_grad_(False)
         self._cache.clear()
+        network = self.trunk.parts[self.trunk.network]
         if mode == "full":
-            self.unet.float().requires_grad_(True)
-            if train_text_encoder:
-                self.text_encoder.float().requires_grad_(True)
+            network.float().requires_grad_(True)
+            for name in self.trunk.text_parts if train_text_encoder else ():
+                self.trunk.parts[name].float().requires_grad_(True)
+            for parameter in self.trunk.unused():
+                parameter.requires_grad_(False)
         elif mode == "lora":
             targets = ["to_q", "to_k", "to_v", "to_out.0"]
-            self.unet.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets))
+            network.add_adapter(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules=targets))
             with torch.no_grad():
-                for name, parameter in self.unet.named_parameters():
+                for name, parameter in network.named_parameters():
+                    if ".lora_" in name:
+                        parameter.data = parameter.data.float()
                     if ".lora_A." in name:
                         parameter.copy_(normal(tuple(parameter.shape), seed, "lrm lora", name) / lora_rank)
                     parameter.requires_grad_(".lora_" in name)
         elif mode != "heads":
             raise ValueError(f"train is {mode!r}; choose full, lora or heads.")
-        for head in (self.visual_projection, self.text_projection):
+        for head in self.heads():
             head.float().requires_grad_(True)
         self.logit_scale.data = self.logit_scale.data.float()
         self.logit_scale.requires_grad_(True)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.trunk.parts[self.trunk.network].enable_gradient_checkpointing()
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

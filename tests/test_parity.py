@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lpo import diffusion
 from lpo.backbones import Conditioning, load_policy, transitions
-from lpo.backbones.sd import early_features, guided_features
+from lpo.backbones.unet import early_features, guided_features
 from lpo.config import Adapter, Policy
 from lpo.losses import lpo_loss, pair_loss
 from lpo.reward_model import LatentRewardModel, TextEncoding
@@ -56,7 +56,7 @@ def encode_ids(lrm, ids) -> TextEncoding:
 
 
 def test_scores(lrm, vectors):
-    text, unconditional = encode_ids(lrm, vectors["input_ids"]), encode_ids(lrm, vectors["neg_prompt_ids"]).states
+    text, unconditional = encode_ids(lrm, vectors["input_ids"]), encode_ids(lrm, vectors["neg_prompt_ids"])
     for i, t in enumerate(vectors["timesteps"]):
         scores = lrm(vectors["A_latents"], t.expand(len(vectors["A_latents"])), text, unconditional)
         close(scores, vectors["A_scores"][i], atol=1e-4)
@@ -84,7 +84,7 @@ def test_pooled_features(lrm, vectors):
 def test_pair_loss_and_gradients(vectors):
     lrm = LatentRewardModel.from_pretrained(GOLDEN / "lrm_sd15", base=BASE, device="cpu")
     lrm.set_trainable("full")
-    text, unconditional = encode_ids(lrm, vectors["input_ids"]), encode_ids(lrm, vectors["neg_prompt_ids"]).states
+    text, unconditional = encode_ids(lrm, vectors["input_ids"]), encode_ids(lrm, vectors["neg_prompt_ids"])
     both = TextEncoding(text.states.repeat(2, 1, 1), text.pooled.repeat(2, 1))
     scores = lrm(vectors["C1_hard_noisy_latents"], vectors["C1_hard_timesteps_unet"], both, unconditional)
     weight = 1 / vectors["C1_hard_num_examples"].float()
@@ -163,7 +163,7 @@ def test_prompt_embeddings(policy, run):
 def test_sampling_run(policy, lrm, run):
     """Steps, scores, winners, losers, kept pairs and continuations of a whole official run, from its recorded x_t."""
     conditioning = golden_conditioning(run, run["prompt_embeds"])
-    text, unconditional = encode_ids(lrm, run["input_ids"]), encode_ids(lrm, run["neg_input_ids"]).states
+    text, unconditional = encode_ids(lrm, run["input_ids"]), encode_ids(lrm, run["neg_input_ids"])
     pairs = list(transitions(policy.timesteps(20)))
     stds = torch.cat([policy.step_std(t, prev, 1.0) for t, prev in pairs])
     limits = thresholds("sigma", 0.35, 0.5, torch.tensor([t for t, _ in pairs]), stds)

@@ -12,12 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from lpo.config import Adapter, ConfigError, Policy
+from lpo.diffusion import Process
+
+if TYPE_CHECKING:
+    from lpo.backbones.trunk import Trunk
 
 SCENES_MODEL = Path(__file__).parent.parent / "scenes" / "weights" / "model"
 
@@ -60,29 +64,35 @@ class Features:
 
 
 class Backbone(Protocol):
-    """A frozen diffusion model with adapters. Latents are scaled as the network sees them; t counts 0 (clean) to 999.
+    """A frozen diffusion model with adapters. Latents are scaled as the network sees them.
 
-    `t` and `prev_t` may be one number or a (B,) tensor; prev_t = -1 is the end of the trajectory.
+    t counts 0 (clean) to 999, or to 1000 in fractions for flow matching, whose schedules have no whole numbers; there
+    it is rounded to thousandths, so that it is short as a key. `t` and `prev_t` may be one number or a (B,) tensor;
+    prev_t = -1 is the end of the trajectory.
     """
 
     device: torch.device
     policy: Policy
+    process: Process  # how noise is added and one step undone; needs no network, so trainers may keep it alone
 
     def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning: ...
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]: ...  # (B, 3, H, W) in [-1, 1] -> posterior mean, std
     def decode(self, latents: Tensor) -> Tensor: ...  # -> (B, 3, H, W) in [0, 1], fp32
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]: ...
-    def timesteps(self, steps: int) -> list[int]: ...  # descending
-    def predict(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor: ...
+    def timesteps(
+        self, steps: int, shape: tuple[int, int, int] | None = None
+    ) -> list[float]: ...  # descending; shape: the latents', where the schedule depends on it (None: the own size)
+    def predict(self, x_t: Tensor, t: float | Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor: ...
     def transition(
-        self, x_t: Tensor, prediction: Tensor, t: int | Tensor, prev_t: int | Tensor, eta: float
+        self, x_t: Tensor, prediction: Tensor, t: float | Tensor, prev_t: float | Tensor, eta: float
     ) -> tuple[Tensor, Tensor, Tensor]: ...  # x0, mean (B, C, H, W), std (B,)
-    def step_std(self, t: int | Tensor, prev_t: int | Tensor, eta: float) -> Tensor: ...  # (B,), without a network call
+    def step_std(self, t: float | Tensor, prev_t: float | Tensor, eta: float) -> Tensor: ...  # (B,), no network call
     def step_sensitivity(
-        self, t: int | Tensor, prev_t: int | Tensor, eta: float
+        self, t: float | Tensor, prev_t: float | Tensor, eta: float
     ) -> Tensor: ...  # (B,), |d mean/d net|/std
-    def features(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features: ...
+    def features(self, x_t: Tensor, t: float | Tensor, conditioning: Conditioning) -> Features: ...
     def fingerprint(self) -> dict: ...  # of the latent space, see lpo/backbones/latent_space.py
+    def trunk(self) -> Trunk: ...  # hands its early part over to an LRM, and samples no more
 
     def set_adapters(self, adapters: Sequence[Adapter]) -> None: ...
     def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None: ...
@@ -92,7 +102,7 @@ class Backbone(Protocol):
     def save_adapter(self, path: Path) -> None: ...
 
 
-def transitions(timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
+def transitions(timesteps: Sequence[float]) -> Iterator[tuple[float, float]]:
     """(t, prev_t) of every step; the last prev_t is -1, the end."""
     return zip(timesteps, [*timesteps[1:], -1], strict=True)
 
@@ -159,11 +169,26 @@ def pipeline_class(base: str) -> str:
 def load_policy(policy: Policy, device: str = "auto", dtype: str = "float32") -> Backbone:
     """Load a base and its frozen adapters. Raises ConfigError with one sentence if anything is unsuitable."""
     base = resolve_base(policy.base)
-    kind = pipeline_class(base)
-    if kind != "StableDiffusionPipeline":
-        raise ConfigError(f"{policy.base} is a {kind}; supported is StableDiffusionPipeline (SD1.x and SD2.x).")
-    from lpo.backbones.sd import StableDiffusion
-
-    backbone = StableDiffusion.from_pretrained(base, policy.base, pick_device(device), pick_dtype(dtype))
+    backbone = backbone_class(base, policy.base).from_pretrained(
+        base, policy.base, pick_device(device), pick_dtype(dtype)
+    )
     backbone.set_adapters(policy.adapters)
     return backbone
+
+
+def backbone_class(source: str, base: str) -> type:
+    """The class behind a resolved base, from its pipeline's name. Raises ConfigError for an unknown one."""
+    pipeline = pipeline_class(source)
+    if pipeline == "StableDiffusionPipeline":
+        from lpo.backbones.sd import StableDiffusion
+
+        return StableDiffusion
+    if pipeline == "StableDiffusionXLPipeline":
+        from lpo.backbones.sdxl import StableDiffusionXL
+
+        return StableDiffusionXL
+    if pipeline == "StableDiffusion3Pipeline":
+        from lpo.backbones.sd3 import StableDiffusion3
+
+        return StableDiffusion3
+    raise ConfigError(f"{base} is a {pipeline}; supported are Stable Diffusion 1.x, 2.x, XL and 3.")

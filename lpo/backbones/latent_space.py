@@ -26,9 +26,10 @@ def fixed_pictures() -> Tensor:
 
 
 def fingerprint(
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]], scaling_factor: float, shift_factor: float, alphas: Tensor
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]], scaling_factor: float, shift_factor: float, process: dict
 ) -> dict:
-    """Plain JSON values that two models of one latent space agree on. `encode` gives scaled posterior mean and std."""
+    """Plain JSON values that two models of one latent space agree on. `encode` gives scaled posterior mean and std,
+    `process` is the forward process as it describes itself (lpo/diffusion.py)."""
     with torch.no_grad():
         mean, _ = encode(fixed_pictures())
     quarters = torch.nn.functional.adaptive_avg_pool2d(mean.float().cpu(), 2)
@@ -36,7 +37,7 @@ def fingerprint(
         "channels": mean.shape[1],
         "scaling_factor": scaling_factor,
         "shift_factor": shift_factor,
-        "alphas_cumprod": [round(float(alphas[i]), 6) for i in (0, 250, 500, 750, len(alphas) - 1)],
+        **process,
         "encoder_means": [round(v, 4) for v in quarters.flatten().tolist()],
     }
 
@@ -45,13 +46,16 @@ def difference(a: dict, b: dict) -> str | None:
     """The first thing two fingerprints disagree on, in words, or None if they describe one latent space."""
     if a["channels"] != b["channels"]:
         return f"{a['channels']} against {b['channels']} latent channels"
+    processes = [space.get("forward_process", "diffusion") for space in (a, b)]
+    if processes[0] != processes[1]:
+        return f"{processes[0]} against {processes[1]} as forward process"
     words = {
         "scaling_factor": "scale",
         "shift_factor": "shift",
         "alphas_cumprod": "noise schedule",
         "encoder_means": "VAE",
     }
-    for key, word in words.items():
+    for key, word in ((key, word) for key, word in words.items() if key in a):
         left, right = torch.tensor(a[key]).reshape(-1), torch.tensor(b[key]).reshape(-1)
         if len(left) != len(right) or float((left - right).abs().max()) > _TOLERANCE[key]:
             return f"another {word}"

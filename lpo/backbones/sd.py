@@ -17,6 +17,8 @@ from lpo import diffusion
 from lpo.backbones import Conditioning, Features
 from lpo.backbones.latent_space import fingerprint
 from lpo.backbones.lora import AdapterStack
+from lpo.backbones.sd_trunk import StableDiffusionTrunk, tokenize
+from lpo.backbones.unet import guided_features
 from lpo.config import Adapter, ConfigError, Policy
 
 transformers_logging.disable_progress_bar()  # its bars end up in every log.txt
@@ -25,43 +27,6 @@ transformers_logging.disable_progress_bar()  # its bars end up in every log.txt
 def _move(part: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     """`part.to(device, dtype)`, but no cast where none is needed: diffusers warns of each."""
     return part.to(device) if part.dtype == dtype else part.to(device, dtype)
-
-
-def tokenize(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
-    """Token ids (B, L), padded and cut to the length the text encoder knows."""
-    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-    batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return batch.input_ids
-
-
-def early_features(unet: UNet2DConditionModel, x: Tensor, t: Tensor, states: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The UNet up to its mid block, up blocks never run: spatial means of the last feature of every level and of mid.
-
-    x (B, C, H, W), t (B,), states (B, L, D). Returns [(B, C_i)] per level (SD1.5: skips 2, 5, 8, 11) and (B, C_mid).
-    """
-    emb = unet.time_embedding(unet.get_time_embed(sample=x, timestep=t), None)
-    hidden = unet.conv_in(x)
-    levels = []
-    for block in unet.down_blocks:
-        if getattr(block, "has_cross_attention", False):
-            hidden, skips = block(hidden_states=hidden, temb=emb, encoder_hidden_states=states)
-        else:
-            hidden, skips = block(hidden_states=hidden, temb=emb)
-        last = skips[-1] if block.downsamplers is None else skips[-2]  # before the downsampler
-        levels.append(last.mean(dim=(2, 3)))
-    mid = unet.mid_block(hidden, emb, encoder_hidden_states=states)
-    return levels, mid.mean(dim=(2, 3))
-
-
-def guided_features(unet: UNet2DConditionModel, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features:
-    """`early_features` of both guidance branches in one batch (text rows first, as the official code)."""
-    batch = len(x_t)
-    t = torch.as_tensor(t, device=x_t.device).reshape(-1).expand(batch)
-    states = torch.cat([conditioning.text, conditioning.unconditional]).to(unet.dtype)
-    levels, mid = early_features(unet, torch.cat([x_t, x_t]).to(unet.dtype), torch.cat([t, t]), states)
-    down = [level.float() for level in levels]
-    mid = mid.float()
-    return Features([d[:batch] for d in down], mid[:batch], [d[batch:] for d in down], mid[batch:])
 
 
 class StableDiffusion:
@@ -86,11 +51,11 @@ class StableDiffusion:
         self.vae = _move(vae, device, vae_dtype)
         self.text_encoder, self.tokenizer = _move(text_encoder, device, dtype), tokenizer
         self.scheduler, self.device, self.policy = scheduler, device, Policy(base)
-        self.prediction_type = scheduler.config.prediction_type
         alphas = scheduler.alphas_cumprod.float()
         # One more entry at the end, so that index -1 is the end of the trajectory.
         self.alphas = torch.cat([alphas, scheduler.final_alpha_cumprod.float().reshape(1)]).to(device)
-        self.adapters = AdapterStack(self.unet, "unet")
+        self.process = diffusion.Diffusion(self.alphas, scheduler.config.prediction_type)
+        self.adapters = AdapterStack(self.unet, "unet", {"text_encoder": self.text_encoder})
         self._fingerprint: dict | None = None
 
     @classmethod
@@ -148,7 +113,8 @@ class StableDiffusion:
         return self.unet.config.in_channels, rows, columns
 
     # One Gaussian step
-    def timesteps(self, steps: int) -> list[int]:
+    def timesteps(self, steps: int, shape: tuple[int, int, int] | None = None) -> list[int]:
+        """Of the live scheduler, descending; the same for every latent shape."""
         self.scheduler.set_timesteps(steps)
         return self.scheduler.timesteps.tolist()
 
@@ -166,29 +132,27 @@ class StableDiffusion:
     def transition(
         self, x_t: Tensor, prediction: Tensor, t: int | Tensor, prev_t: int | Tensor, eta: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        alpha, alpha_prev = self._alpha(t, len(x_t)), self._alpha(prev_t, len(x_t))
-        return diffusion.ddim_step(x_t, prediction, alpha, alpha_prev, eta, self.prediction_type)
+        return self.process.step(x_t, prediction, t, prev_t, eta)
 
     def step_std(self, t: int | Tensor, prev_t: int | Tensor, eta: float) -> Tensor:
-        batch = torch.as_tensor(t).numel()
-        return diffusion.ddim_std(self._alpha(t, batch), self._alpha(prev_t, batch), eta)
+        return self.process.step_std(t, prev_t, eta)
 
     def step_sensitivity(self, t: int | Tensor, prev_t: int | Tensor, eta: float) -> Tensor:
-        batch = torch.as_tensor(t).numel()
-        return diffusion.sensitivity(self._alpha(t, batch), self._alpha(prev_t, batch), eta)
-
-    def _alpha(self, t: int | Tensor, batch: int) -> Tensor:
-        return diffusion.gather(self.alphas, t, batch)
+        return self.process.step_sensitivity(t, prev_t, eta)
 
     def features(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features:
         return guided_features(self.unet, x_t, t, conditioning)
+
+    def trunk(self) -> StableDiffusionTrunk:
+        """The early blocks and text encoder as an LRM's trunk. The backbone cannot sample afterwards."""
+        return StableDiffusionTrunk(self.unet, self.text_encoder, self.tokenizer)
 
     def fingerprint(self) -> dict:
         """Of the latent space; computed once."""
         if self._fingerprint is None:
             config = self.vae.config
             self._fingerprint = fingerprint(
-                self.encode, config.scaling_factor, config.shift_factor or 0.0, self.alphas[:-1]
+                self.encode, config.scaling_factor, config.shift_factor or 0.0, self.process.describe()
             )
         return self._fingerprint
 
