@@ -51,7 +51,8 @@ def plan(policy: Backbone, config: LPOConfig) -> Plan:
 
     Thresholds span the noisy steps of the whole schedule, whatever window is trained.
     """
-    pairs = list(transitions(policy.timesteps(config.steps)))
+    shape = policy.latent_shape(config.height, config.width)
+    pairs = list(transitions(policy.timesteps(config.steps, shape)))
     stds = torch.cat([policy.step_std(t, prev_t, config.eta) for t, prev_t in pairs]).cpu()
     times = torch.tensor([t for t, _ in pairs])
     limits = thresholds(config.threshold, config.threshold_min, config.threshold_max, times, stds).tolist()
