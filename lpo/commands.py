@@ -10,17 +10,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from lpo.backbones import load_policy
-from lpo.backbones.latent_space import require_same
-from lpo.config import CONFIGS, ConfigError, SampleConfig, TraceConfig, from_dict, to_dict
+from lpo.config import CONFIGS, ConfigError, from_dict
 from lpo.lpo_trainer import LPOTrainer
-from lpo.lrm_files import latent_space
 from lpo.lrm_trainer import LRMTrainer
 from lpo.prompts import read_prompts
 from lpo.reward_model import LatentRewardModel
-from lpo.run_dir import STOPPED, Run, write_json
-from lpo.sampling import sample, to_pil
-from lpo.trace import collect, save_trace, score_siblings, score_step, score_trace, step_thresholds, trace
+from lpo.run_dir import Run
+from lpo.sample_commands import run_sample, run_trace
 from lpo.training import run_training
 
 TRAINERS = {"train-lrm": LRMTrainer, "train-lpo": LPOTrainer}
@@ -56,80 +52,6 @@ def _guarded(command: str, config: Any, run: Run, resuming: bool) -> int:
     except Exception as error:
         run.fail(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         raise
-
-
-def run_sample(config: SampleConfig, run: Run) -> int:
-    """Pictures as samples/prompt<i>_seed<s>.png, listed in result.json. Pictures already there are drawn again."""
-    prompts = list(config.prompts)
-    if len(prompts) == 1 and prompts[0].endswith((".json", ".txt")):
-        prompts = read_prompts(prompts[0])
-    if not prompts or not config.seeds:
-        raise ConfigError("sample needs at least one prompt and one seed.")
-    policy = load_policy(config.policy, config.device, config.dtype)
-    total, files = len(prompts) * len(config.seeds), []
-    pictures = sample(
-        policy, prompts, config.seeds, config.steps, config.guidance_scale, config.eta,
-        config.height, config.width, config.negative_prompt, config.batch_size,
-    )  # fmt: skip
-    for done, (index, seed, picture) in enumerate(pictures, 1):
-        name = f"samples/prompt{index}_seed{seed}.png"
-        picture.save(run.path / name)
-        files.append({"prompt": prompts[index], "seed": seed, "file": name})
-        run.record({"step": done, "total": total})
-        if run.stop_requested:
-            run.log(f"stopped after {done} of {total} pictures")
-            return STOPPED
-    run.finish({"pictures": files})
-    run.log(f"{total} pictures in {run.samples}")
-    return 0
-
-
-def run_trace(config: TraceConfig, run: Run) -> int:
-    """traces/seed<s>.safetensors, the finished pictures, and scores.json: scores of every LRM at every timestep."""
-    if not config.prompt or not config.seeds:
-        raise ConfigError("trace needs a prompt and at least one seed.")
-    policy = load_policy(config.policy, config.device, config.dtype)
-    lrms = {}
-    for name in config.lrm:
-        lrm = LatentRewardModel.from_pretrained(name, config.policy.base, config.device, config.dtype)
-        space, own = latent_space(lrm, config.policy.base), policy.fingerprint()
-        require_same(space, own, name, config.policy.base, config.allow_latent_mismatch)
-        lrms[name] = lrm
-    limits = step_thresholds(
-        policy, config.steps, config.eta, config.threshold, config.threshold_min, config.threshold_max
-    )
-    items, siblings = [], {name: [] for name in lrms}
-    steps = trace(
-        policy, config.prompt, config.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
-        config.height, config.width, config.negative_prompt,
-    )  # fmt: skip
-    for item in steps:
-        scores = {name: score_step(lrm, item, config.prompt) for name, lrm in lrms.items()}
-        for name, lrm in lrms.items():
-            siblings[name].append(score_siblings(lrm, item, config.prompt, limits[item["step"]], config.score_timestep))
-        items.append({**item, "siblings": None})
-        run.record({"step": item["step"] + 1, "total": config.steps, "t": item["t"], "scores": scores})
-        if run.stop_requested:
-            run.log("stopped; traces are not resumed, start again")
-            return STOPPED
-    meta = {k: v for k, v in to_dict(config).items() if k in ("policy", "steps", "guidance_scale", "eta")}
-    traces = collect(items, config.prompt, config.seeds, meta)
-    (run.path / "traces").mkdir(exist_ok=True)
-    for stored in traces:
-        save_trace(stored, run.path / "traces" / f"seed{stored.seed}.safetensors")
-        picture = to_pil(policy.decode(stored.x_t[-1:].to(policy.device)))[0]
-        picture.save(run.samples / f"seed{stored.seed}.png")
-    scores = {
-        "prompt": config.prompt,
-        "seeds": list(config.seeds),
-        "timesteps": traces[0].timesteps,
-        "thresholds": limits,
-        "scores": {name: [score_trace(lrm, stored) for stored in traces] for name, lrm in lrms.items()},
-        "siblings": siblings if config.siblings else None,
-    }
-    write_json(run.path / "scores.json", scores)
-    run.finish({"scores": "scores.json", "traces": [f"traces/seed{s.seed}.safetensors" for s in traces]})
-    return 0
 
 
 def score(lrm: str, base: str | None, latents: str, prompts: str, out: str, device: str, dtype: str) -> int:

@@ -14,14 +14,17 @@ from torch import Tensor
 from lpo.backbones import Backbone, Conditioning, transitions
 from lpo.rng import normal
 
+Row = tuple[int, str] | tuple[int, str, int]  # seed, prompt and, in a search, which candidate of the seed
+Choose = Callable[[int, float, float, Tensor, Tensor, Tensor], Tensor]  # see `trajectory`
+
 
 @dataclass(frozen=True)
 class Step:
     """One step of a trajectory of B rows: x_t, the predicted clean x0, the Gaussian of x_{t-1} and the draw taken."""
 
     index: int
-    t: int
-    prev_t: int  # -1 at the end
+    t: float
+    prev_t: float  # -1 at the end
     x_t: Tensor
     x0: Tensor
     mean: Tensor
@@ -35,14 +38,30 @@ def to_pil(pictures: Tensor) -> list[Image.Image]:
     return [Image.fromarray(a) for a in array]
 
 
-def start_noise(backbone: Backbone, rows: Sequence[tuple[int, str]], shape: tuple[int, int, int]) -> Tensor:
-    """x_T of rows (seed, prompt): (B, C, H, W) on the backbone's device."""
-    return torch.stack([normal(shape, seed, "sample", prompt, "start") for seed, prompt in rows]).to(backbone.device)
+def start_noise(backbone: Backbone, rows: Sequence[Row], shape: tuple[int, int, int]) -> Tensor:
+    """x_T of the rows: (B, C, H, W) on the backbone's device."""
+    return torch.stack([_drawn(shape, "start", *row) for row in rows]).to(backbone.device)
 
 
-def step_noise(backbone: Backbone, rows: Sequence[tuple[int, str]], shape: tuple[int, int, int], step: int) -> Tensor:
-    """The noise of one step for rows (seed, prompt): (B, C, H, W) on the backbone's device."""
-    return torch.stack([normal(shape, seed, "sample", prompt, step) for seed, prompt in rows]).to(backbone.device)
+def step_noise(backbone: Backbone, rows: Sequence[Row], shape: tuple[int, int, int], step: int) -> Tensor:
+    """The noise of one step for the rows: (B, C, H, W) on the backbone's device."""
+    return torch.stack([_drawn(shape, step, *row) for row in rows]).to(backbone.device)
+
+
+def sibling_noise(
+    backbone: Backbone, rows: Sequence[Row], shape: tuple[int, int, int], step: int, siblings: int
+) -> Tensor:
+    """(K - 1, B, C, H, W): the noise of siblings 1 to K - 1 of one step; sibling 0 has `step_noise`."""
+    drawn = [
+        torch.stack([normal(shape, seed, "sibling", prompt, step, k) for seed, prompt, *_ in rows])
+        for k in range(1, siblings)
+    ]
+    return torch.stack(drawn).to(backbone.device)
+
+
+def _drawn(shape: tuple[int, int, int], place: int | str, seed: int, prompt: str, candidate: int = 0) -> Tensor:
+    """Candidate 0 of a seed is the plain sample of that seed."""
+    return normal(shape, seed, "sample", prompt, place, *([candidate] if candidate else []))
 
 
 @torch.no_grad()
@@ -54,12 +73,18 @@ def trajectory(
     guidance_scale: float,
     eta: float,
     noise: Callable[[int], Tensor],
+    choose: Choose | None = None,
 ) -> Iterator[Step]:
-    """Denoise x_t (B, C, H, W) step by step; `noise(step)` gives (B, C, H, W) and is asked only where eta > 0."""
-    for index, (t, prev_t) in enumerate(transitions(backbone.timesteps(steps))):
+    """Denoise x_t (B, C, H, W) step by step; `noise(step)` gives (B, C, H, W) and is asked only where eta > 0.
+
+    `choose(step, t, prev_t, mean, std, x_{t-1})` may put another draw in the place of x_{t-1}, (B, C, H, W).
+    """
+    for index, (t, prev_t) in enumerate(transitions(backbone.timesteps(steps, tuple(x_t.shape[1:])))):
         prediction = backbone.predict(x_t, t, conditioning, guidance_scale)
         x0, mean, std = backbone.transition(x_t, prediction, t, prev_t, eta)
         following = mean + std.view(-1, 1, 1, 1) * noise(index) if eta > 0 else mean
+        if choose is not None:
+            following = choose(index, t, prev_t, mean, std, following)
         yield Step(index, t, prev_t, x_t, x0, mean, std, following)
         x_t = following
 
@@ -89,21 +114,22 @@ def sample(
 
 def sample_latents(
     backbone: Backbone,
-    rows: Sequence[tuple[int, str]],
+    rows: Sequence[Row],
     shape: tuple[int, int, int],
     steps: int,
     guidance_scale: float,
     eta: float = 0.0,
     negative_prompt: str = "",
+    choose: Choose | None = None,
 ) -> Tensor:
-    """Final latents (B, C, H, W) of rows (seed, prompt)."""
-    conditioning = encode_rows(backbone, [prompt for _, prompt in rows], negative_prompt)
+    """Final latents (B, C, H, W) of the rows; `choose` as in `trajectory`."""
+    conditioning = encode_rows(backbone, [row[1] for row in rows], negative_prompt)
 
     def noise(step: int) -> Tensor:
         return step_noise(backbone, rows, shape, step)
 
     x_t = start_noise(backbone, rows, shape)
-    for step in trajectory(backbone, conditioning, x_t, steps, guidance_scale, eta, noise):
+    for step in trajectory(backbone, conditioning, x_t, steps, guidance_scale, eta, noise, choose):
         x_t = step.next
     return x_t
 

@@ -107,9 +107,10 @@ ORDER = [
     {"lpo/diffusion.py", "lpo/losses.py"},
     {"lpo/backbones", "lpo/data.py"},
     {"lpo/reward_model.py", "lpo/lrm_files.py", "lpo/calibration.py"},
-    {"lpo/selection.py", "lpo/sampling.py", "lpo/rollout.py", "lpo/trace.py", "lpo/evaluation.py", "lpo/lrm_start.py"},
+    {"lpo/selection.py", "lpo/sampling.py", "lpo/rollout.py", "lpo/trace.py", "lpo/evaluation.py", "lpo/lrm_start.py",
+     "lpo/search.py"},  # fmt: skip
     {"lpo/lrm_trainer.py", "lpo/lpo_trainer.py", "lpo/warmup.py", "lpo/warmup_pictures.py", "lpo/training.py"},
-    {"lpo/commands.py", "lpo/__main__.py"},
+    {"lpo/commands.py", "lpo/sample_commands.py", "lpo/__main__.py"},
 ]
 
 

@@ -1,0 +1,132 @@
+"""`sample` and `trace`, the commands that draw pictures, plainly or with an LRM that chooses. See lpo/commands.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from PIL import Image
+
+from lpo.backbones import Backbone, load_policy
+from lpo.backbones.latent_space import require_same
+from lpo.config import ConfigError, SampleConfig, TraceConfig, to_dict
+from lpo.lrm_files import latent_space
+from lpo.prompts import read_prompts
+from lpo.reward_model import LatentRewardModel
+from lpo.run_dir import STOPPED, Run, write_json
+from lpo.sampling import sample, to_pil
+from lpo.search import best, costs, costs_in_words, load_lrm, sample_searched
+from lpo.trace import (
+    collect,
+    save_trace,
+    score_candidates,
+    score_siblings,
+    score_step,
+    score_trace,
+    step_thresholds,
+    take,
+    trace,
+)
+
+
+def run_sample(config: SampleConfig, run: Run) -> int:
+    """Pictures as samples/prompt<i>_seed<s>.png, listed in result.json. Pictures already there are drawn again."""
+    prompts = list(config.prompts)
+    if len(prompts) == 1 and prompts[0].endswith((".json", ".txt")):
+        prompts = read_prompts(prompts[0])
+    if not prompts or not config.seeds:
+        raise ConfigError("sample needs at least one prompt and one seed.")
+    policy = load_policy(config.policy, config.device, config.dtype)
+    total, files = len(prompts) * len(config.seeds), []
+    for done, (index, seed, picture, scores) in enumerate(_pictures(config, policy, prompts), 1):
+        name = f"samples/prompt{index}_seed{seed}.png"
+        picture.save(run.path / name)
+        found = {"score": max(scores), "candidate": scores.index(max(scores)), "candidates": scores} if scores else {}
+        files.append({"prompt": prompts[index], "seed": seed, "file": name, **found})
+        run.record({"step": done, "total": total})
+        if run.stop_requested:
+            run.log(f"stopped after {done} of {total} pictures")
+            return STOPPED
+    shape = policy.latent_shape(config.height, config.width)
+    spent = costs(policy, config.policy.search, config.steps, config.guidance_scale, config.eta, shape)
+    evaluations = {"policy": spent.policy, "lrm": spent.lrm}
+    run.finish({"pictures": files, "policy": to_dict(config.policy), "evaluations_per_picture": evaluations})
+    run.log(f"{total} pictures in {run.samples}; each took {costs_in_words(spent)}")
+    return 0
+
+
+def _pictures(
+    config: SampleConfig, policy: Backbone, prompts: list[str]
+) -> Iterator[tuple[int, int, Image.Image, list[float]]]:
+    """(prompt index, seed, picture, the candidates' scores, none without best-of-n)."""
+    search = config.policy.search
+    settings = (
+        prompts, config.seeds, config.steps, config.guidance_scale, config.eta,
+        config.height, config.width, config.negative_prompt, config.batch_size,
+    )  # fmt: skip
+    if search is None:
+        for index, seed, picture in sample(policy, *settings):
+            yield index, seed, picture, []
+        return
+    lrm = load_lrm(config.policy, policy, config.device, config.dtype, config.allow_latent_mismatch)
+    yield from sample_searched(policy, lrm, search, *settings)
+
+
+def run_trace(config: TraceConfig, run: Run) -> int:
+    """traces/seed<s>.safetensors, the finished pictures, and scores.json: scores of every LRM at every timestep."""
+    if not config.prompt or not config.seeds:
+        raise ConfigError("trace needs a prompt and at least one seed.")
+    policy = load_policy(config.policy, config.device, config.dtype)
+    search, own = config.policy.search, policy.fingerprint()
+    chooser = None
+    if search is not None:
+        chooser = load_lrm(config.policy, policy, config.device, config.dtype, config.allow_latent_mismatch)
+    lrms = {}
+    for name in config.lrm:
+        lrm = LatentRewardModel.from_pretrained(name, config.policy.base, config.device, config.dtype)
+        require_same(latent_space(lrm, config.policy.base), own, name, config.policy.base, config.allow_latent_mismatch)
+        lrms[name] = lrm
+    limits = step_thresholds(
+        policy, config.steps, config.eta, config.threshold, config.threshold_min, config.threshold_max
+    )
+    items, siblings = [], {name: [] for name in lrms}
+    steps = trace(
+        policy, config.prompt, config.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
+        config.height, config.width, config.negative_prompt, search, chooser,
+    )  # fmt: skip
+    for item in steps:
+        scores = {name: score_step(lrm, item, config.prompt) for name, lrm in lrms.items()}
+        for name, lrm in lrms.items():
+            siblings[name].append(score_siblings(lrm, item, config.prompt, limits[item["step"]], config.score_timestep))
+        items.append({**item, "siblings": None})
+        run.record({"step": item["step"] + 1, "total": config.steps, "t": item["t"], "scores": scores})
+        if run.stop_requested:
+            run.log("stopped; traces are not resumed, start again")
+            return STOPPED
+    everyone = None
+    if search is not None and search.method == "best-of-n":
+        _, chosen = best(chooser, items[-1]["next"], [config.prompt] * len(config.seeds))
+        everyone, items = items, take(items, chosen)
+    meta = {k: v for k, v in to_dict(config).items() if k in ("policy", "steps", "guidance_scale", "eta")}
+    traces = collect(items, config.prompt, config.seeds, meta, everyone)
+    (run.path / "traces").mkdir(exist_ok=True)
+    for stored in traces:
+        save_trace(stored, run.path / "traces" / f"seed{stored.seed}.safetensors")
+        picture = to_pil(policy.decode(stored.x_t[-1:].to(policy.device)))[0]
+        picture.save(run.samples / f"seed{stored.seed}.png")
+    spent = costs(policy, search, config.steps, config.guidance_scale, config.eta, tuple(items[0]["x_t"].shape[1:]))
+    scores = {
+        "prompt": config.prompt,
+        "seeds": list(config.seeds),
+        "timesteps": traces[0].timesteps,
+        "thresholds": limits,
+        "scores": {name: [score_trace(lrm, stored) for stored in traces] for name, lrm in lrms.items()},
+        "siblings": siblings if config.siblings or (search and search.method == "steps") else None,
+        "candidates": {name: [score_candidates(lrm, stored) for stored in traces] for name, lrm in lrms.items()}
+        if everyone
+        else None,
+        "evaluations_per_picture": {"policy": spent.policy, "lrm": spent.lrm},
+    }
+    write_json(run.path / "scores.json", scores)
+    run.finish({"scores": "scores.json", "traces": [f"traces/seed{s.seed}.safetensors" for s in traces]})
+    run.log(f"{len(traces)} trajectories in {run.path / 'traces'}; each took {costs_in_words(spent)}")
+    return 0
