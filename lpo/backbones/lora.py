@@ -1,49 +1,48 @@
 """LoRA on a network through peft: frozen adapters with strengths, at most one trainable one, and switching between the
 policy (all of them) and its reference (all but the trainable one) without a second copy of the weights.
+
+Frozen adapters may come from other tools (lpo/backbones/lora_files.py) and may change the text encoders too.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
+from lpo.backbones.lora_files import WEIGHTS_NAME, read_lora, weights_file
 from lpo.config import Adapter, ConfigError
 from lpo.rng import normal
 
 TRAINABLE = "trainable"
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-
-
-def weights_file(path: str) -> Path:
-    """The .safetensors file of an adapter given as a folder or file. Raises ConfigError if there is none."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / WEIGHTS_NAME
-    if not file.is_file():
-        raise ConfigError(f"There is no adapter at {path}: give a folder with {WEIGHTS_NAME} or a .safetensors file.")
-    return file
 
 
 class AdapterStack:
-    """The adapters on one network (`net`, a diffusers model): which are loaded, which are active, which one trains."""
+    """The adapters on one denoiser (`net`, a diffusers model) and, if given, on the text encoders beside it
+    ({"text_encoder": ...}): which are loaded, which are active, which one trains (on the denoiser only).
+    """
 
-    def __init__(self, net: torch.nn.Module, prefix: str):
+    def __init__(
+        self, net: torch.nn.Module, prefix: str, text_encoders: Mapping[str, torch.nn.Module] = MappingProxyType({})
+    ):
         self.net, self.prefix = net, prefix
+        self.parts = {prefix: net, **text_encoders}
         self.loaded: dict[tuple[str, int], str] = {}  # (weights file, its mtime) -> adapter name
         self.attempts = 0
         self.frozen: list[tuple[str, float]] = []
         self.has_trainable = False
 
     def _layers(self) -> Iterator[LoraLayer]:
-        return (module for module in self.net.modules() if isinstance(module, LoraLayer))
+        return (layer for part in self.parts.values() for _, layer in lora_layers(part))
 
     def set_frozen(self, adapters: Sequence[Adapter]) -> None:
         """Make `adapters` the frozen ones. Loads those not seen before; raises ConfigError for an unsuitable file."""
@@ -65,24 +64,39 @@ class AdapterStack:
         """Add the adapter of a file, not yet active, and return the name it got."""
         name = f"frozen{self.attempts}"
         self.attempts += 1  # a name is never used again, also if loading fails
-        try:
-            weights = load_file(file)
-        except SafetensorError as error:
-            raise ConfigError(f"{file} is not a readable .safetensors file.") from error
-        ours = {key: value for key, value in weights.items() if key.startswith(f"{self.prefix}.")}
-        if not ours:
+        weights, scaling = read_lora(file, self.net)
+        strange = sorted({key.partition(".")[0] for key in weights} - set(self.parts))
+        if any(part.startswith("text_encoder") for part in strange):
+            raise ConfigError(f"The adapter {file} changes the {strange[0]}, which adapters of this model cannot.")
+        if strange:
             raise ConfigError(f"{file} holds no LoRA for a {self.prefix} in diffusers layout.")
         try:
-            self.net.load_lora_adapter(ours, prefix=self.prefix, adapter_name=name)
-        except (RuntimeError, ValueError, KeyError) as error:
+            for prefix, part in self.parts.items():
+                own = {key: value for key, value in weights.items() if key.startswith(f"{prefix}.")}
+                if own:
+                    self._load_part(prefix, part, own, scaling, name)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            for layer in self._layers():
+                layer.delete_adapter(name)
+            self._activate(with_trainable=True)
             raise ConfigError(
                 f"The adapter {file} does not fit this model: it was made for another architecture."
             ) from error
-        if not any(name in layer.lora_A for layer in self._layers()):
-            raise ConfigError(
-                f"The adapter {file} touches no layer of this model: it was made for another architecture."
-            )
         return name
+
+    def _load_part(
+        self, prefix: str, part: torch.nn.Module, weights: dict[str, Tensor], scaling: dict | None, name: str
+    ) -> None:
+        """Give one network its share of an adapter. Raises ValueError unless every layer of it found its place."""
+        if part is self.net:
+            part.load_lora_adapter(weights, prefix=prefix, adapter_name=name, metadata=scaling)
+        else:
+            StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(
+                weights, network_alphas=None, text_encoder=part, prefix=prefix, adapter_name=name, metadata=scaling
+            )
+        placed = sum(name in layer.lora_A for _, layer in lora_layers(part))
+        if placed * 2 != len(weights):
+            raise ValueError(f"{len(weights)} matrices, but {placed} layers")
 
     def add_trainable(self, rank: int, targets: Sequence[str], seed: int) -> None:
         """A fresh LoRA of `rank` (alpha = rank): A gaussian with std 1/rank, keyed by seed and layer; B zero; fp32."""
@@ -126,3 +140,8 @@ class AdapterStack:
         path.mkdir(parents=True, exist_ok=True)
         named = {f"{self.prefix}.{key}": value for key, value in layers.items()}
         save_file(named, path / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def lora_layers(net: torch.nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """(path, layer) of every layer that carries a LoRA, active or not."""
+    return ((path, layer) for path, layer in net.named_modules() if isinstance(layer, LoraLayer))
