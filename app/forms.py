@@ -72,12 +72,12 @@ def label(name: str) -> str:
 
 
 def shown(value: Any) -> Any:
-    """A plain JSON value as its input shows it: lists as one item per line, 0.00006 as 6e-05."""
+    """A plain JSON value as its input shows it: lists as one item per line, 0.00006 as 6e-05, nothing as ""."""
     if isinstance(value, list):
         return "\n".join(str(v) for v in value)
     if isinstance(value, float):
         return f"{value:g}"
-    return value
+    return "" if value is None else value
 
 
 def parse(name: str, hint: Any, value: Any) -> Any:
@@ -114,7 +114,8 @@ def _number(name: str, value: Any, whole: bool = False) -> float | int:
 
 
 def _input(config: Any, field: dataclasses.Field, choices: list | None) -> gr.components.Component:
-    """The fitting input. Numbers with a fraction are text boxes, because browsers' number boxes refuse 1e-4."""
+    """The fitting input. Numbers with a fraction are text boxes, because browsers' number boxes refuse 1e-4; and so are
+    numbers that may be left out, because Gradio's number box sends 0 for an empty one as soon as it is rendered."""
     value = shown(to_dict(config)[field.name])
     hint = typing.get_type_hints(type(config))[field.name]
     options = {"label": label(field.name), "info": field.metadata["help"], "min_width": 150}
@@ -123,7 +124,7 @@ def _input(config: Any, field: dataclasses.Field, choices: list | None) -> gr.co
         return gr.Dropdown(choices, value=value, filterable=len(choices) > 8, **options)
     if hint is bool:
         return gr.Checkbox(value=value, **options)
-    if hint is int or hint == int | None:
+    if hint is int:
         return gr.Number(value=value, precision=0, **options)
     if typing.get_origin(hint) is tuple:
         return gr.Textbox(value=value, lines=min(4, max(1, str(value).count("\n") + 1)), **options)

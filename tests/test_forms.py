@@ -68,6 +68,14 @@ def test_bad_input_is_one_sentence(name, value, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_a_number_that_may_be_left_out_is_no_number_box():
+    """Gradio's number box makes 0 of nothing once it is on screen: height 0, in a form that nobody touched."""
+    form = build(LPOConfig())
+    for name in ("height", "width"):
+        component = form.inputs[form.names.index(name)]
+        assert isinstance(component, gr.Textbox) and component.value == ""
+
+
 def test_numbers_as_people_type_them():
     assert forms.parse("lr", float, "6e-5") == 6e-5
     assert forms.parse("lr", float, "0,5") == 0.5
