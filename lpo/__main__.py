@@ -198,7 +198,8 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ConfigError and the other modules' sentences
         if not str(error) or type(error) is ValueError:
             raise
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks; see also Run.fail
+        if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
+            # of several processes one speaks; see also Run.fail
             print(f"error: {error}", file=sys.stderr)
         return 2
 

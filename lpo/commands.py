@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,22 @@ from lpo.config import CONFIGS, ConfigError, from_dict
 from lpo.lpo_trainer import LPOTrainer
 from lpo.lrm_trainer import LRMTrainer
 from lpo.prompts import read_prompts
+from lpo.ranks import LostRank, Ranks, join
 from lpo.reward_model import LatentRewardModel
 from lpo.run_dir import Run
 from lpo.sample_commands import run_sample, run_trace
 from lpo.training import run_training
 
 TRAINERS = {"train-lrm": LRMTrainer, "train-lpo": LPOTrainer}
+FORWARDED = 60.0  # seconds for which the second stop signal is the launcher's copy of the first
 
 
 def start(command: str, config: Any, run_dir: str, settings: dict) -> int:
     """Begin a run in `run_dir`. Returns the exit code; raises a ValueError subclass with one sentence on bad input."""
-    run = Run.create(run_dir, {**settings, "command": command})
-    return _guarded(command, config, run, resuming=False)
+    ranks = _ranks(command, config)
+    run = Run.create(run_dir, {**settings, "command": command}) if ranks.main else Run(run_dir, writes=False)
+    ranks.any(False)  # the folder is there
+    return _guarded(command, config, run, ranks, resuming=False)
 
 
 def resume(command: str, run_dir: str) -> int:
@@ -34,23 +39,38 @@ def resume(command: str, run_dir: str) -> int:
     started_as = settings.pop("command", command)
     if started_as != command:
         raise ConfigError(f"The run in {run_dir} is a {started_as} run: resume it with that command.")
-    return _guarded(command, from_dict(CONFIGS[command], settings), run, resuming=True)
+    config = from_dict(CONFIGS[command], settings)
+    ranks = _ranks(command, config)
+    run.writes = ranks.main
+    return _guarded(command, config, run, ranks, resuming=True)
 
 
-def _guarded(command: str, config: Any, run: Run, resuming: bool) -> int:
+def _ranks(command: str, config: Any) -> Ranks:
+    ranks = join(config.device)
+    if ranks.count > 1 and command not in TRAINERS:
+        raise ConfigError(f"{command} works in one process: start it with python -m lpo, not with a launcher of many.")
+    return ranks
+
+
+def _guarded(command: str, config: Any, run: Run, ranks: Ranks, resuming: bool) -> int:
     """Run the command; whatever goes wrong ends up as the last line of log.txt."""
     try:
-        with run.catching_signals():
+        with run.catching_signals(patience=FORWARDED if ranks.count > 1 else 0.0):
             if command in ("sample", "trace"):
                 run.rewind(0)  # these start over: they take seconds
                 return run_sample(config, run) if command == "sample" else run_trace(config, run)
-            return run_training(TRAINERS[command](config, run), run, resuming)
+            config = dataclasses.replace(config, device=ranks.device or config.device)
+            code = run_training(TRAINERS[command](config, run, ranks), run, resuming)
+            ranks.leave()
+            return code
     except torch.OutOfMemoryError as error:
         sentence = "The device ran out of memory: use a smaller batch size, fewer prompts per iteration or bfloat16."
         run.fail(sentence)
         raise ConfigError(sentence) from error
     except Exception as error:
-        run.fail(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        first = run.fail(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        if isinstance(error, LostRank) and not first:
+            return 2  # the rank that was lost has said why
         raise
 
 

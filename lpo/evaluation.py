@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lpo.backbones import Backbone
 from lpo.config import LPOConfig
+from lpo.ranks import Ranks
 from lpo.reward_model import LatentRewardModel
 from lpo.sampling import encode_rows, start_noise, step_noise, to_pil, trajectory
 
@@ -32,8 +33,10 @@ class HeldOut:
     `measure` is a generator (it takes a while; None marks where it may be stopped), `result` what it found.
     """
 
-    def __init__(self, policy: Backbone, lrm: LatentRewardModel, prompts: Sequence[str], config: LPOConfig):
-        self.policy, self.lrm, self.config = policy, lrm, config
+    def __init__(
+        self, policy: Backbone, lrm: LatentRewardModel, prompts: Sequence[str], config: LPOConfig, ranks: Ranks
+    ):
+        self.policy, self.lrm, self.config, self.ranks = policy, lrm, config, ranks
         self.prompts = list(prompts[: config.eval_count])
         self.reference: dict = {}
         self._found: dict = {}
@@ -51,9 +54,12 @@ class HeldOut:
         """Sample, score, and save the first prompts' pictures into `folder`."""
         config, batches = self.config, []
         rows = [(seed, prompt) for prompt in self.prompts for seed in range(config.eval_seeds)]
+        if not rows:
+            return
+        own = [rows[row] for row in self.ranks.share(len(rows)).rows]
         shape = self.policy.latent_shape(config.height, config.width)
-        for start in range(0, len(rows), 16):
-            part = rows[start : start + 16]
+        for start in range(0, len(own), 16):
+            part = own[start : start + 16]
             conditioning = encode_rows(self.policy, [prompt for _, prompt in part])
 
             def noise(step: int, part: list = part) -> Tensor:
@@ -64,14 +70,13 @@ class HeldOut:
                 x_t = step.next
                 yield None
             batches.append(x_t)
-        if not batches:
-            return
         latents = torch.cat(batches)
         with torch.no_grad():
-            scores = self.lrm.score(latents, FINISHED_T, [prompt for _, prompt in rows], config.score_batch_size)
+            scores = self.lrm.score(latents, FINISHED_T, [prompt for _, prompt in own], config.score_batch_size)
+        scores, latents = (self.ranks.gather(part, len(rows)) for part in (scores, latents))
         spread = diversity(latents.view(len(self.prompts), config.eval_seeds, *shape))
         self._found = {"heldout_reward": float(scores.mean()), "diversity": float(spread.mean())}
-        if folder is not None and config.sample_count:
+        if folder is not None and config.sample_count and self.ranks.main:
             folder.mkdir(parents=True, exist_ok=True)
             shown = rows[: config.sample_count * config.eval_seeds]
             for (seed, prompt), picture in zip(shown, to_pil(self.policy.decode(latents[: len(shown)])), strict=True):

@@ -10,16 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def pair_loss(first: Tensor, second: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def pair_loss(
+    first: Tensor, second: Tensor, target: Tensor, weight: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
     """LRM loss: cross-entropy between softmax([first, second]) and [target, 1 - target], weighted mean over pairs.
 
     first, second (B,) scores; target (B,) = P(first is chosen), 0.5 for a tie; weight (B,) or None for equal weights.
+    `total` is the sum of all weights where these pairs are a part of the batch: the parts' losses then add up to it.
     A tie has log 2 subtracted, as in the official code: its lowest possible value is then 0 (gradients are unchanged).
     """
     margin = first - second
     loss = -(target * F.logsigmoid(margin) + (1 - target) * F.logsigmoid(-margin))
     loss = torch.where(target == 0.5, loss - math.log(2), loss)
-    return loss.mean() if weight is None else (loss * weight).sum() / weight.sum()
+    if weight is None:
+        return loss.mean()
+    return (loss * weight).sum() / (weight.sum() if total is None else total)
 
 
 @dataclass(frozen=True)

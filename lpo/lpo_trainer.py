@@ -3,6 +3,9 @@
 Round by round a few prompts are sampled with the current policy; at every step the LRM picks the best and the worst of
 K siblings; a LoRA is trained to make the best likelier than the reference does. Every metric is explained in
 docs/metrics.md.
+
+Several ranks (lpo/ranks.py) share out the prompts of a round, then the rows of every minibatch. In between all kept
+pairs go to every rank, so minibatches are the same as those of one process and a stopped run resumes with any number.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lpo import rng
 from lpo.backbones import Conditioning, load_policy
@@ -26,6 +28,7 @@ from lpo.evaluation import HeldOut
 from lpo.losses import lpo_loss
 from lpo.lrm_files import latent_space
 from lpo.prompts import read_prompts
+from lpo.ranks import ALONE, Ranks
 from lpo.reward_model import LatentRewardModel
 from lpo.rollout import Pair, plan, rollout
 from lpo.run_dir import Run, write_json
@@ -36,8 +39,8 @@ FEW, MANY = 0.05, 0.9  # kept fractions outside this range deserve a warning
 class LPOTrainer:
     """Holds the policy, its trainable adapter, the LRM and the place in the run. Protocol: lpo/training.py."""
 
-    def __init__(self, config: LPOConfig, run: Run):
-        self.config, self.run = config, run
+    def __init__(self, config: LPOConfig, run: Run, ranks: Ranks = ALONE):
+        self.config, self.run, self.ranks = config, run, ranks
         self.prompts = read_prompts(config.prompts)
         heldout = read_prompts(config.eval_prompts) if config.eval_prompts else []
         shared = {p.casefold() for p in self.prompts} & {p.casefold() for p in heldout}
@@ -67,7 +70,7 @@ class LPOTrainer:
                 f"No step between t_min {config.t_min} and t_max {config.t_max} has noise: there is nothing to compare."
             )
         self.step_weights = self._step_weights()
-        self.heldout = HeldOut(self.policy, self.lrm, heldout, config)
+        self.heldout = HeldOut(self.policy, self.lrm, heldout, config, ranks)
         self.step = 0  # finished iterations
         self.updates = 0  # optimiser steps
         self.pending: list[Pair] | None = (
@@ -111,29 +114,51 @@ class LPOTrainer:
     def _sample(self, prompts: Sequence[str], conditioning: Conditioning) -> Iterator[None]:
         """Sample, score, select. Leaves the kept pairs in `pending`, shuffled. Redone from the start after a stop:
         the keys give the same again, for the policy has not moved."""
-        kept: list[Pair] = []
-        counts: dict[int, tuple[int, int]] = {}
-        rewards, gaps = [], []
-        for branching in rollout(self.policy, self.lrm, prompts, conditioning, self.config, self.step, self.plan):
+        n, kept, scores, gaps = len(prompts), [], [], []
+        share = self.ranks.share(n)
+        own, texts = conditioning.rows(share.rows), [prompts[row] for row in share.rows]
+        for branching in rollout(self.policy, self.lrm, texts, own, self.config, self.step, self.plan, share.first):
             yield None
             if branching is not None:
-                kept += branching.pairs
-                counts[branching.t] = (len(branching.pairs), len(prompts))
-                rewards.append(branching.scores.mean())
-                gaps.append(branching.gap.mean())
+                kept += [pair for pair in branching.pairs if pair.row < n]  # the others are padding
+                scores.append(branching.scores.T)
+                gaps.append(branching.gap)
+        kept = self._exchange(kept)
+        scores = self.ranks.gather(torch.stack(scores, dim=1), n).permute(1, 2, 0).contiguous()  # (steps, K, B)
+        gaps = self.ranks.gather(torch.stack(gaps, dim=1), n).T.contiguous()  # (steps, B)
         order = rng.permutation(len(kept), self.config.seed, "pairs", self.step)
         self.pending, self.trained = [kept[i] for i in order], 0
+        branched = [t for t, _, yes, _ in self.plan.steps if yes]
         self.sums = {
-            "kept": counts,
-            "reward": float(torch.stack(rewards).mean()),
-            "gap": float(torch.stack(gaps).mean()),
+            "kept": {t: (sum(pair.t == t for pair in kept), n) for t in branched},
+            "reward": float(torch.stack([step.mean() for step in scores]).mean()),
+            "gap": float(torch.stack([step.mean() for step in gaps]).mean()),
             "updates": [],
             "drift": [],
         }
 
+    def _exchange(self, kept: list[Pair]) -> list[Pair]:
+        """Every rank's kept pairs, to every rank, ordered by step and row: the order in which one process keeps them.
+        They wait for their minibatch on the CPU."""
+        index = {t: i for i, (t, _, _, _) in enumerate(self.plan.steps)}
+        shape = self.policy.latent_shape(self.config.height, self.config.width)
+        latents = [torch.stack([pair.x_t, pair.winner, pair.loser]) for pair in kept]
+        packed = torch.stack(latents).cpu() if kept else torch.zeros(0, 3, *shape)
+        packed = self.ranks.gather_uneven(packed)  # (N, 3, C, H, W)
+        places = self.ranks.gather_uneven(torch.tensor([(index[p.t], p.row) for p in kept]).view(-1, 2)).tolist()
+        found = []
+        for (step, row), (x_t, winner, loser) in sorted(zip(places, packed, strict=True), key=lambda pair: pair[0]):
+            t, prev_t = self.plan.steps[step][:2]
+            found.append(Pair(x_t, winner, loser, t, prev_t, row))
+        return found
+
     def _update(self, batch: Sequence[Pair], conditioning: Conditioning) -> None:
-        """One optimiser step on B pairs. Winner and loser share one policy and one reference forward of their x_t."""
-        config, device = self.config, self.policy.device
+        """One optimiser step on B pairs. Winner and loser share one policy and one reference forward of their x_t.
+        The n pairs of `batch` are those of all ranks; this one's share is B of them."""
+        config, device, n = self.config, self.policy.device, len(batch)
+        share = self.ranks.share(n)
+        ts = [pair.t for pair in batch]
+        batch = [batch[row] for row in share.rows]
         x_t = torch.stack([p.x_t for p in batch]).to(device)  # (B, C, H, W)
         winner = torch.stack([p.winner for p in batch]).to(device)
         loser = torch.stack([p.loser for p in batch]).to(device)
@@ -150,36 +175,39 @@ class LPOTrainer:
         log_ratio_loser = log_prob(loser, mean, std) - log_prob(loser, mean_reference, std)
         beta = config.beta * (x_t[0].numel() if config.beta_unit == "nat" else 1)
         terms = lpo_loss(log_ratio_winner, log_ratio_loser, beta, config.clamp)
-        weights = torch.tensor([self.step_weights[p.t] for p in batch], device=device)
-        loss = (terms.loss * weights).mean()
+        weights = [self.step_weights[p.t] * weight for p, weight in zip(batch, share.weights, strict=True)]
+        weighted = terms.loss * torch.tensor(weights, device=device)
+        loss = weighted.sum() / n
 
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.add(weight.grad for weight in self.weights.values() if weight.grad is not None)
         bound = config.max_grad_norm or math.inf  # an infinite bound measures only
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), bound))
-        if not math.isfinite(float(loss.detach())) or not math.isfinite(grad_norm):
+        drift = (mean.detach() - mean_reference).pow(2).mean(dim=(1, 2, 3)).sqrt() / std
+        log_ratios = log_ratio_winner.detach() - log_ratio_loser.detach()
+        clamped = (terms.clamped_winner.float() + terms.clamped_loser.float()) / 2
+        columns = torch.stack([weighted.detach(), terms.margin.detach(), log_ratios, clamped, drift], dim=1)
+        losses, margin, log_ratios, clamped, drift = self.ranks.gather(columns, n).T.contiguous()  # (n,) each
+        mean_loss = float(losses.sum() / n)
+        if not math.isfinite(mean_loss) or not math.isfinite(grad_norm):
             raise ConfigError(f"The loss is not finite in iteration {self.step + 1}: lower lr, or use float32.")
         self.updates += 1
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, self.updates / max(config.lr_warmup_steps, 1))
         self.optimizer.step()
-
-        drift = (mean.detach() - mean_reference).pow(2).mean(dim=(1, 2, 3)).sqrt() / std
-        margin = log_ratio_winner.detach() - log_ratio_loser.detach()
-        clamped = torch.cat([terms.clamped_winner, terms.clamped_loser]).float()
-        n = len(batch)
         self.sums["updates"].append(
             {
                 "pairs": n,
-                "loss": float(loss.detach()),
-                "margin": float(terms.margin.detach().mean()),
+                "loss": mean_loss,
+                "margin": float(margin.mean()),
                 # A fresh adapter has margin 0 everywhere: half right.
-                "implicit_accuracy": float((margin > 0).float().mean() + 0.5 * (margin == 0).float().mean()),
+                "implicit_accuracy": float((log_ratios > 0).float().mean() + 0.5 * (log_ratios == 0).float().mean()),
                 "clamp_fraction": float(clamped.mean()),
                 "grad_norm": grad_norm,
             }
         )
-        self.sums["drift"] += [[p.t, float(d)] for p, d in zip(batch, drift, strict=True)]
+        self.sums["drift"] += [[t, float(d)] for t, d in zip(ts, drift, strict=True)]
 
     def _iteration_metrics(self) -> dict:
         """The iteration's metrics: means over its kept pairs. Without kept pairs only the sampling half."""
@@ -214,6 +242,8 @@ class LPOTrainer:
 
     def save(self, path: Path) -> None:
         """A checkpoint: the adapter in diffusers layout, and adapter.json with where it comes from."""
+        if not self.ranks.main:
+            return
         self.policy.save_adapter(path)
         config = to_dict(self.config)
         numbers = {k: v for k, v in self.last.items() if isinstance(v, (int, float))}
@@ -237,11 +267,9 @@ class LPOTrainer:
     # Stop and resume
     def save_state(self, path: Path) -> None:
         """Everything that --resume needs, whole or not at all; kept pairs not yet trained included."""
-        pending = None
-        if self.pending is not None:
-            pending = [
-                {**vars(p), **{k: getattr(p, k).cpu() for k in ("x_t", "winner", "loser")}} for p in self.pending
-            ]
+        if not self.ranks.main:
+            return
+        pending = None if self.pending is None else [vars(pair) for pair in self.pending]
         state = {
             "step": self.step,
             "updates": self.updates,
@@ -266,11 +294,7 @@ class LPOTrainer:
         self.step, self.updates, self.trained = state["step"], state["updates"], state["trained"]
         self.sums, self.last, self.heldout.reference = state["sums"], state["last"], state["reference"]
         if state["pending"] is not None:
-            self.pending = [Pair(**{k: _to(v, self.policy.device) for k, v in p.items()}) for p in state["pending"]]
-
-
-def _to(value: Tensor | int, device: torch.device) -> Tensor | int:
-    return value.to(device) if isinstance(value, Tensor) else value
+            self.pending = [Pair(**pair) for pair in state["pending"]]
 
 
 def read_adapter(path: str | Path) -> dict:

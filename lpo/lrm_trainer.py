@@ -28,6 +28,7 @@ from lpo.diffusion import add_noise, gather
 from lpo.losses import pair_loss
 from lpo.lrm_files import latent_space
 from lpo.lrm_start import fit_start
+from lpo.ranks import ALONE, Ranks
 from lpo.reward_model import LatentRewardModel
 
 HEADS = ("visual_projection", "text_projection", "logit_scale")
@@ -97,8 +98,8 @@ def _read_text_projection(path: str, shape: torch.Size) -> torch.Tensor:
 class LRMTrainer:
     """See the module's docstring. Raises DataError for unusable pairs; encodes all pictures when made."""
 
-    def __init__(self, config: LRMConfig, run: Stoppable):
-        self.config, self.run, self.step = config, run, 0
+    def __init__(self, config: LRMConfig, run: Stoppable, ranks: Ranks = ALONE):
+        self.config, self.run, self.ranks, self.step = config, run, ranks, 0
         pairs = read_pairs(config.pairs)
         self.heldout = [pair for pair in pairs if pair.split == "heldout"]
         self.pairs, self.aside = split_calibration([pair for pair in pairs if pair.split == "train"],
@@ -147,6 +148,8 @@ class LRMTrainer:
         factor = 64 // backbone.encode(torch.zeros(1, 3, 64, 64))[0].shape[-1]
         _, height, width = backbone.latent_shape()
         cache = LatentCache(folder, backbone.encode, encoder, (height * factor, width * factor))
+        cache.get([pictures[row] for row in self.ranks.share(len(pictures)).rows])
+        self.ranks.any(False)  # all are encoded now
         self.mean, self.std = cache.get(pictures)
         self.row = {picture: row for row, picture in enumerate(pictures)}
 
@@ -203,12 +206,17 @@ class LRMTrainer:
             batch = [self.pairs[order[epoch][place]] for epoch, place in places]
             lots = rng.integers(len(self.grid), (len(batch),), config.seed, "lrm-timestep", self.step).tolist()
             draws = [("lrm", self.step, i) for i in range(len(batch))]
-            margins = self.margins(batch, [self.grid[lot] for lot in lots], draws)
+            share = self.ranks.share(len(batch))
+            margins = self.margins(*([each[row] for row in share.rows]
+                                     for each in (batch, [self.grid[lot] for lot in lots], draws)))
             target = torch.tensor([pair.target for pair in batch], device=margins.device)
             weight = torch.tensor([pair.weight for pair in batch], device=margins.device)
-            loss = pair_loss(margins, torch.zeros_like(margins), target, weight)
+            own = weight[share.rows] * weight.new_tensor(share.weights)
+            loss = pair_loss(margins, torch.zeros_like(margins), target[share.rows], own, weight.sum())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            loss, margins = loss.detach(), self.ranks.gather(margins.detach(), len(batch))
+            self.ranks.add([loss, *(w.grad for w in self.weights.values() if w.grad is not None)])
             # clip_grad_norm_ with an infinite bound measures only
             norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm or math.inf)
             if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
@@ -263,11 +271,13 @@ class LRMTrainer:
         for t in timesteps if pairs else []:
             draws = [("lrm-eval", t, pair.id) for pair in pairs]
             parts = []
-            for start in range(0, len(pairs), EVAL_BATCH):
-                if self.run.stop_requested:
+            for start in range(0, len(pairs), EVAL_BATCH * self.ranks.count):
+                if self.ranks.any(self.run.stop_requested):
                     return None
-                part = slice(start, start + EVAL_BATCH)
-                parts.append(self.margins(pairs[part], [t] * len(pairs[part]), draws[part]).float().cpu())
+                rows = range(start, min(start + EVAL_BATCH * self.ranks.count, len(pairs)))
+                own = [rows[row] for row in self.ranks.share(len(rows)).rows]
+                margins = self.margins([pairs[row] for row in own], [t] * len(own), [draws[row] for row in own])
+                parts.append(self.ranks.gather(margins, len(rows)).float().cpu())
             columns.append(torch.cat(parts).numpy())
         return np.stack(columns, axis=1) if columns else None
 
@@ -292,7 +302,7 @@ class LRMTrainer:
         pairs = self.heldout[:EVAL_PAIRS]
         timesteps = self.grid[::max(1, len(self.grid) // EVAL_TIMESTEPS)]
         margins = self.score_pairs(pairs, timesteps)
-        if self.run.stop_requested:
+        if self.ranks.any(self.run.stop_requested):
             return None
         result = {"step": self.best["step"] if self.best["weights"] else self.step, "temperature": temperature,
                   "training_pairs": len(self.pairs), "calibration_pairs": len(self.aside), "heldout_pairs": len(pairs)}
@@ -309,12 +319,15 @@ class LRMTrainer:
         meta = {"base": self.config.base, "init": self.config.init, "step": self.step, "pairs": len(self.pairs),
                 "training_prompts": sorted(prompts)}
         self.lrm.temperature = self.temperature()
-        self.lrm.save(path, meta)
+        if self.ranks.main:
+            self.lrm.save(path, meta)
         self.lrm.temperature = 1.0
         self.lrm.meta["training_prompts"] = known
 
     def save_state(self, path: str | Path) -> None:
         """Everything that --resume needs, in one file, whole or not at all."""
+        if not self.ranks.main:
+            return
         part = Path(path).with_suffix(".part")
         torch.save({"step": self.step, "best": self.best, "optimizer": self.optimizer.state_dict(),
                     "weights": {name: weight.detach() for name, weight in self.weights.items()}}, part)

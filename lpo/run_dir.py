@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,17 +22,22 @@ from pathlib import Path
 from lpo.config import ConfigError
 
 STOPPED = 3  # exit code: stopped, resumable
+MAIN_FIRST = 0.5  # seconds for which another rank that fails lets the main one speak, which may fail alike
 
 
 class Run:
-    """A run folder being written, from `Run.create` or `Run.resume`; `stop_requested` turns true on SIGTERM."""
+    """A run folder being written, from `Run.create` or `Run.resume`; `stop_requested` turns true on SIGTERM.
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    A run that does not write is the same one as another rank sees it (lpo/ranks.py): it has a place and can be stopped.
+    """
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = Path(path), writes
         self._stop = threading.Event()
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._first_step: int | None = None
+        self._said = 0  # what log.txt held of earlier attempts, in characters
 
     @classmethod
     def create(cls, path: str | Path, config: dict) -> Run:
@@ -54,6 +60,8 @@ class Run:
             raise ConfigError(f"The run in {path} has already finished; start a new one to train further.")
         for folder in ("samples", "checkpoints", "state"):
             (run.path / folder).mkdir(exist_ok=True)
+        log = run.path / "log.txt"
+        run._said = len(log.read_text()) if log.exists() else 0
         return run, json.loads((run.path / "config.json").read_text())
 
     @property
@@ -70,15 +78,27 @@ class Run:
 
     def log(self, text: str) -> None:
         """One dated line in log.txt and on stdout."""
+        if not self.writes:
+            return
         stamp = datetime.datetime.now().isoformat(timespec="seconds")
         print(text, flush=True)
         with open(self.path / "log.txt", "a") as file:
             file.write(f"{stamp} {text}\n")
 
-    def fail(self, sentence: str) -> None:
-        """The one sentence that says why the run failed, as the last line of log.txt."""
-        with open(self.path / "log.txt", "a") as file:
+    def fail(self, sentence: str) -> bool:
+        """The one sentence that says why the run failed, as the last line of log.txt. Returns False, and writes
+        nothing, if another rank has said why already."""
+        if not self.writes:
+            time.sleep(MAIN_FIRST)
+        log = self.path / "log.txt"
+        said = log.read_text()[self._said :].splitlines() if log.exists() else []
+        if said and said[-1].startswith("error: "):
+            return False
+        with open(log, "a") as file:
             file.write(f"error: {sentence}\n")
+        if not self.writes:  # the command line speaks for the main rank only
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+        return True
 
     def record(self, metrics: dict) -> dict:
         """Append `metrics` (with step and total), plus seconds and left_s, to metrics.jsonl. Returns that line."""
@@ -88,14 +108,15 @@ class Run:
         done = max(metrics["step"] - self._first_step, 1)
         left = now / done * (metrics["total"] - metrics["step"])
         row = {**metrics, "seconds": round(self._seconds_before + now, 2), "left_s": round(left, 1)}
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self.writes:
+            with open(self.path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
         return row
 
     def rewind(self, step: int) -> None:
         """Drop metrics past `step`: the resumed run writes them again, identically."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if not self.writes or not path.exists():
             return
         rows = []
         for line in path.read_text().splitlines():
@@ -110,6 +131,8 @@ class Run:
 
     def finish(self, result: dict) -> None:
         """Write result.json: the run succeeded."""
+        if not self.writes:
+            return
         write_json(self.path / "result.json", {"format_version": 1, **result})
 
     @property
@@ -120,12 +143,15 @@ class Run:
         self._stop.set()
 
     @contextlib.contextmanager
-    def catching_signals(self) -> Iterator[None]:
-        """Inside, SIGTERM and SIGINT ask for a stop; a second one ends the process at once."""
+    def catching_signals(self, patience: float = 0.0) -> Iterator[None]:
+        """Inside, SIGTERM and SIGINT ask for a stop; a second one ends the process at once, but not within `patience`
+        seconds: a launcher of several processes passes on what the terminal has already sent to all of them."""
+        asked: list[float] = []
 
         def handler(signum: int, frame: object) -> None:
-            if self.stop_requested:
+            if asked and time.monotonic() - asked[0] >= patience:
                 os._exit(128 + signum)
+            asked.append(time.monotonic())
             self.request_stop()
 
         before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -10,15 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
+
 from lpo.config import LPOConfig, LRMConfig
+from lpo.ranks import Ranks
 from lpo.run_dir import STOPPED, Run
 
 
 class Trainer(Protocol):
-    """What the loop needs. `step` counts finished steps; metrics hold at least "step" and "total"."""
+    """What the loop needs. `step` counts finished steps; metrics hold at least "step" and "total".
+
+    With several ranks (lpo/ranks.py) each has a trainer, all make the same calls in the same order, yield alike, and
+    only the main one's `save` and `save_state` write.
+    """
 
     step: int
     config: LRMConfig | LPOConfig
+    ranks: Ranks
+    weights: dict[str, Tensor]  # those that train
 
     def train(self) -> Iterator[dict | None]: ...
     def save(self, path: Path) -> None: ...  # a checkpoint that other programs can use
@@ -29,20 +38,23 @@ class Trainer(Protocol):
 
 def run_training(trainer: Trainer, run: Run, resume: bool) -> int:
     """Train to the end (returns 0) or until a stop is asked for (returns STOPPED, the state saved)."""
+    ranks = trainer.ranks
     if resume and run.state_file.exists():
         trainer.load_state(run.state_file)
         run.log(f"resumed after step {trainer.step}")
+    ranks.same(trainer.weights.values())
     run.rewind(trainer.step)
-    if run.stop_requested:
+    if ranks.any(run.stop_requested):
         return STOPPED
     for metrics in trainer.train():
+        stop = ranks.any(run.stop_requested)
         if metrics is not None:
             row = run.record(metrics)
             run.log(summary(row))
-            if trainer.step % trainer.config.save_every == 0 and not run.stop_requested:
+            if trainer.step % trainer.config.save_every == 0 and not stop:
                 trainer.save_state(run.state_file)
                 trainer.save(run.checkpoint(trainer.step))
-        if run.stop_requested:
+        if stop:
             return _stop(trainer, run)
     trainer.save_state(run.state_file)
     result = trainer.result()
@@ -51,12 +63,14 @@ def run_training(trainer: Trainer, run: Run, resume: bool) -> int:
     trainer.save(run.checkpoint("final"))
     run.finish(result)
     run.log("finished")
+    ranks.any(False)
     return 0
 
 
 def _stop(trainer: Trainer, run: Run) -> int:
     trainer.save_state(run.state_file)
     run.log(f"stopped after step {trainer.step}; continue with --resume")
+    trainer.ranks.any(False)  # nobody leaves before all is saved: the launcher ends the others when one has left
     return STOPPED
 
 
