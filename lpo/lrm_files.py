@@ -28,12 +28,19 @@ SCENES_LRM = Path(__file__).parent / "scenes" / "weights" / "lrm"
 
 
 def from_base(
-    base: str, projection_dim: int | None, device: torch.device, dtype: torch.dtype, seed: int = 0
+    base: str,
+    projection_dim: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    feature_layer: int = 18,
+    t5: bool = False,
 ) -> LatentRewardModel:
     """An LRM with the base's early blocks, text encoder and tokenizer, and fresh heads. projection_dim: the text
-    encoder's hidden size unless given. Raises ConfigError if the base cannot be loaded."""
+    encoder's hidden size unless given; feature_layer and t5 are SD3's. Raises ConfigError if the base cannot be loaded
+    or has no such layer."""
     policy = load_policy(Policy(base), str(device), str(dtype).removeprefix("torch."))
-    space, trunk = policy.fingerprint(), policy.trunk()
+    space, trunk = policy.fingerprint(), policy.trunk(feature_layer, t5)
     model = LatentRewardModel(trunk, projection_dim or trunk.text_width).to(device)
     model.init_heads(seed)
     model.fingerprint = space

@@ -22,6 +22,7 @@ from lpo.rng import normal
 
 LOGIT_SCALE_START = 2.6592  # paper: CLIP's ln(1 / 0.07)
 GUIDANCE_SCALE = 7.5  # paper: visual feature enhancement
+CACHED_TEXTS = 512  # prompts remembered, the oldest forgotten first: SD3's states take 2.7 MB each in half precision
 
 
 class LatentRewardModel(nn.Module):
@@ -50,12 +51,21 @@ class LatentRewardModel(nn.Module):
 
     @classmethod
     def from_base(
-        cls, base: str, projection_dim: int | None = None, device: str = "auto", dtype: str = "float32", seed: int = 0
+        cls,
+        base: str,
+        projection_dim: int | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        seed: int = 0,
+        feature_layer: int = 18,
+        t5: bool = False,
     ) -> LatentRewardModel:
         """An untrained LRM on a base model's early blocks. See `lrm_files.from_base`."""
         from lpo import lrm_files
 
-        return lrm_files.from_base(base, projection_dim, pick_device(device), pick_dtype(dtype), seed)
+        return lrm_files.from_base(
+            base, projection_dim, pick_device(device), pick_dtype(dtype), seed, feature_layer, t5
+        )
 
     @classmethod
     def from_pretrained(
@@ -111,6 +121,8 @@ class LatentRewardModel(nn.Module):
                 out = self.trunk.encode(fresh)
             known.update({p: (out.states[i], out.pooled[i]) for i, p in enumerate(fresh)})
         rows = [known[p] for p in prompts]
+        for prompt in list(self._cache)[: max(0, len(self._cache) - CACHED_TEXTS)]:
+            del self._cache[prompt]
         return TextEncoding(torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
 
     def forget_texts(self) -> None:

@@ -3,14 +3,18 @@
 The environment variable GOLDEN names another folder of the same layout. Tolerances are those of its README.
 """
 
+import json
 import os
 from pathlib import Path
 
+import official_sdxl
 import pytest
+import tiny_models
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lpo import diffusion
+from lpo.__main__ import main
 from lpo.backbones import Conditioning, load_policy, transitions
 from lpo.backbones.unet import early_features, guided_features
 from lpo.config import Adapter, Policy
@@ -247,3 +251,62 @@ def test_recorded_adapter_file(run):
         reference = policy.predict(run["M_latents"], run["M_timesteps"], conditioning, 5.0)
     close(prediction, run["M1_small_noise_pred_0"], atol=5e-5)
     close(reference, run["M1_small_noise_ref_pred_0"], atol=5e-5)
+
+
+# SDXL: an official LRM folder beside its base. The environment's folder may bring both, and recorded vectors; otherwise
+# both are made here and the oracle is tests/official_sdxl.py, which shares no line with the project.
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory) -> tuple[Path, Path]:
+    """(LRM folder, base folder)."""
+    lrm, base = GOLDEN / "lrm_sdxl", GOLDEN / "tiny_sdxl"
+    if not lrm.is_dir():
+        folder = tmp_path_factory.mktemp("sdxl")
+        lrm, base = folder / "lrm_sdxl", folder / "tiny_sdxl"
+        tiny_models.write_sdxl(base)
+        tiny_models.write_official_sdxl_lrm(lrm, str(base), logit_scale=torch.tensor(2.9))
+    return lrm, base
+
+
+XL_PROMPTS = ["the cat", "", "on the hill and then", "the cat", "a", "one two three"]
+
+
+def test_sdxl_score_command(xl, tmp_path):
+    """`python -m lpo score` on an official SDXL folder, also away from the model's own size."""
+    lrm, base = xl
+    t = torch.tensor([1, 201, 501, 951, 951, 751])
+    for shape in ((4, 16, 16), (4, 24, 16)):
+        latents = torch.randn(6, *shape, generator=torch.Generator().manual_seed(3))
+        save_file({"latents": latents, "timesteps": t}, tmp_path / "latents.safetensors")
+        (tmp_path / "prompts.json").write_text(json.dumps(XL_PROMPTS))
+        files = ["--latents", str(tmp_path / "latents.safetensors"), "--prompts", str(tmp_path / "prompts.json")]
+        out = tmp_path / "out.json"
+        assert main(["score", "--lrm", str(lrm), "--base", str(base), *files, "--out", str(out)]) == 0
+        ours = torch.tensor(json.loads(out.read_text())["scores"])
+        expected = official_sdxl.scores(lrm, base, latents, t, XL_PROMPTS)
+        close(ours, expected, atol=1e-4)
+        assert float(expected.std()) > 0.1  # the case can tell right from wrong
+
+
+def test_sdxl_recorded_scores(xl):
+    """Recorded vectors of the official code, where the folder brings any: the names of lrm.safetensors, and ids of both
+    tokenizers."""
+    lrm_folder, base = xl
+    recorded = [file for file in sorted(GOLDEN.glob("*.safetensors")) if "xl" in file.stem and file.stem != "lrm"]
+    vectors = {name: tensor for file in recorded for name, tensor in load_file(file).items()}
+    if "A_scores" not in vectors:
+        latents = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(8))
+        timesteps, prompts = torch.tensor([1, 501]), XL_PROMPTS[:4]
+        rows = [official_sdxl.scores(lrm_folder, base, latents, t.expand(4), prompts) for t in timesteps]
+        vectors = {"A_scores": torch.stack(rows), "A_latents": latents, "timesteps": timesteps}
+    lrm = LatentRewardModel.from_pretrained(lrm_folder, base=str(base), device="cpu")
+    if "input_ids" in vectors:
+        first, second = lrm.trunk.towers.encoders
+        one = first(vectors["input_ids"], output_hidden_states=True)
+        two = second(vectors.get("input_ids_2", vectors["input_ids"]), output_hidden_states=True)
+        text = TextEncoding(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds)
+    else:
+        text = lrm.encode_text(XL_PROMPTS[: len(vectors["A_latents"])])
+    with torch.no_grad():
+        for t, expected in zip(vectors["timesteps"], vectors["A_scores"], strict=True):
+            ours = lrm(vectors["A_latents"], t.expand(len(expected)), text, lrm.encode_text([""]))
+            close(ours, expected, atol=1e-4)

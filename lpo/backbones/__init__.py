@@ -6,8 +6,6 @@ Nothing outside this folder asks which model it has: it gets means and standard 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,13 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from lpo.backbones.source import pipeline_class, resolve_base
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.diffusion import Process
 
 if TYPE_CHECKING:
+    from lpo.backbones.lora import AdapterStack
     from lpo.backbones.trunk import Trunk
-
-SCENES_MODEL = Path(__file__).parent.parent / "scenes" / "weights" / "model"
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Backbone(Protocol):
 
     device: torch.device
     policy: Policy
+    adapters: AdapterStack  # its `net` is the denoiser
     process: Process  # how noise is added and one step undone; needs no network, so trainers may keep it alone
 
     def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning: ...
@@ -92,7 +91,9 @@ class Backbone(Protocol):
     ) -> Tensor: ...  # (B,), |d mean/d net|/std
     def features(self, x_t: Tensor, t: float | Tensor, conditioning: Conditioning) -> Features: ...
     def fingerprint(self) -> dict: ...  # of the latent space, see lpo/backbones/latent_space.py
-    def trunk(self) -> Trunk: ...  # hands its early part over to an LRM, and samples no more
+    def trunk(
+        self, feature_layer: int = 18, t5: bool = False
+    ) -> Trunk: ...  # hands its early part over to an LRM, and samples no more; UNets have neither layers nor a T5
 
     def set_adapters(self, adapters: Sequence[Adapter]) -> None: ...
     def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None: ...
@@ -123,55 +124,17 @@ def pick_dtype(dtype: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
 
 
-def resolve_base(base: str) -> str:
-    """The folder, file or hub id that a base name means. Raises ConfigError if it is plainly not there."""
-    if base == "scenes":
-        if not (SCENES_MODEL / "model_index.json").exists():
-            raise ConfigError("The embedded Scenes model (lpo/scenes/weights/model) is missing: get a whole checkout.")
-        return str(SCENES_MODEL)
-    path = Path(base).expanduser()
-    if path.is_dir():
-        if not (path / "model_index.json").exists():
-            raise ConfigError(f"{base} is not a diffusers model folder (it has no model_index.json).")
-        return str(path)
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ConfigError(f"{base} is not a .safetensors file; other single-file checkpoints are not loaded.")
-        return str(path)
-    if base.count("/") != 1 or base[0] in "./~" or base.endswith((".safetensors", ".ckpt")):
-        raise ConfigError(
-            f"There is no model at {base}: give a diffusers folder, a .safetensors file, a hub id or 'scenes'."
-        )
-    return base
-
-
-def pipeline_class(base: str) -> str:
-    """The `_class_name` of a resolved base; single files are taken as Stable Diffusion and checked when they load."""
-    if os.path.isfile(base):
-        return "StableDiffusionPipeline"
-    folder = Path(base)
-    if not folder.is_dir():
-        from diffusers import DiffusionPipeline
-
-        try:
-            return DiffusionPipeline.load_config(base)["_class_name"]
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"The model {base} could not be fetched nor found on disk: check the name, the network and "
-                "HF_HUB_OFFLINE, or give a local folder."
-            ) from error
-    try:
-        return json.loads((folder / "model_index.json").read_text())["_class_name"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ConfigError(f"{folder}/model_index.json is damaged: get the model folder again.") from error
-
-
 def load_policy(policy: Policy, device: str = "auto", dtype: str = "float32") -> Backbone:
     """Load a base and its frozen adapters. Raises ConfigError with one sentence if anything is unsuitable."""
     base = resolve_base(policy.base)
     backbone = backbone_class(base, policy.base).from_pretrained(
         base, policy.base, pick_device(device), pick_dtype(dtype)
     )
+    if policy.unet:
+        from lpo.backbones.merged_unet import replace_unet
+
+        replace_unet(backbone.adapters.net, policy.unet, policy.base)
+        backbone.policy = dataclasses.replace(backbone.policy, unet=policy.unet)
     backbone.set_adapters(policy.adapters)
     return backbone
 

@@ -2,82 +2,78 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from lpo import diffusion
 from lpo.backbones import Conditioning, Features
-from lpo.backbones.latent_space import fingerprint
+from lpo.backbones.latent_space import encode_pictures, vae_fingerprint
 from lpo.backbones.lora import AdapterStack
 from lpo.backbones.sd_trunk import StableDiffusionTrunk, tokenize
-from lpo.backbones.unet import guided_features
+from lpo.backbones.source import load_part, load_parts
+from lpo.backbones.trunk import cast
+from lpo.backbones.unet import Added, guided_features
 from lpo.config import Adapter, ConfigError, Policy
-
-transformers_logging.disable_progress_bar()  # its bars end up in every log.txt
-
-
-def _move(part: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-    """`part.to(device, dtype)`, but no cast where none is needed: diffusers warns of each."""
-    return part.to(device) if part.dtype == dtype else part.to(device, dtype)
 
 
 class StableDiffusion:
     """The `Backbone` of Stable Diffusion 1.x / 2.x. `base` is the name the user gave, `source` what it resolved to."""
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        scheduler: DDIMScheduler,
-        base: str,
-        device: torch.device,
-        dtype: torch.dtype,
-    ):
-        for part in (unet, vae, text_encoder):
-            part.requires_grad_(False).eval()
-        # fp16 overflows in Stable Diffusion's VAE; bf16 and fp32 do not.
-        vae_dtype = torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype
-        self.unet = _move(unet, device, dtype).to(memory_format=torch.channels_last)
-        self.vae = _move(vae, device, vae_dtype)
-        self.text_encoder, self.tokenizer = _move(text_encoder, device, dtype), tokenizer
-        self.scheduler, self.device, self.policy = scheduler, device, Policy(base)
-        alphas = scheduler.alphas_cumprod.float()
-        # One more entry at the end, so that index -1 is the end of the trajectory.
-        self.alphas = torch.cat([alphas, scheduler.final_alpha_cumprod.float().reshape(1)]).to(device)
-        self.process = diffusion.Diffusion(self.alphas, scheduler.config.prediction_type)
-        self.adapters = AdapterStack(self.unet, "unet", {"text_encoder": self.text_encoder})
+    pipeline = StableDiffusionPipeline
+    kinds: ClassVar[dict[str, type]] = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "tokenizer": CLIPTokenizer,
+        "scheduler": DDIMScheduler,  # DDIM with the noise schedule of the model, whichever sampler its folder names
+    }
+
+    def __init__(self, parts: dict, base: str, device: torch.device, dtype: torch.dtype):
+        """parts: one object of each of `kinds`; taken over, frozen, moved and cast. Raises ConfigError."""
+        unet, vae, scheduler = parts["unet"], parts["vae"], parts["scheduler"]
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise ConfigError(
+                f"{base} takes {unet.config.in_channels} channels where its latents have {vae.config.latent_channels}: "
+                "inpainting and editing models cannot be sampled from noise alone; take a text-to-image model."
+            )
+        for name, part in parts.items():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False).eval().to(device)
+                # fp16 overflows in Stable Diffusion's VAE unless it was made for it; bf16 and fp32 do not.
+                upcast = name == "vae" and dtype == torch.float16 and vae.config.force_upcast
+                cast(part, torch.float32 if upcast else dtype)
+        self.unet, self.vae, self.scheduler = unet.to(memory_format=torch.channels_last), vae, scheduler
+        self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
+        self.device, self.policy = device, Policy(base)
+        self.process = diffusion_process(scheduler, device)
+        self.adapters = AdapterStack(
+            unet, "unet", {name: part for name, part in parts.items() if name.startswith("text_encoder")}
+        )
         self._fingerprint: dict | None = None
+
+    @property
+    def alphas(self) -> Tensor:
+        """Cumulative, (1001,): the last entry is the end of the trajectory, index -1."""
+        return self.process.alphas
 
     @classmethod
     def from_pretrained(cls, source: str, base: str, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
         """From a diffusers folder, a hub id or a .safetensors file. Raises ConfigError with one sentence."""
-        try:
-            if os.path.isfile(source):
-                from diffusers import StableDiffusionPipeline
+        return cls(load_parts(cls.kinds, cls.pipeline, source, base, dtype), base, device, dtype)
 
-                pipe = StableDiffusionPipeline.from_single_file(source, torch_dtype=dtype, safety_checker=None)
-                unet, vae, text_encoder, tokenizer = pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer
-                scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-            else:
-                unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype)
-                vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype)
-                text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=dtype)
-                tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
-                scheduler = load_scheduler(source)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise ConfigError(f"The model {base} could not be loaded as Stable Diffusion 1.x/2.x: {reason}") from error
-        return cls(unet, vae, text_encoder, tokenizer, scheduler, base, device, dtype)
+    @classmethod
+    def read_fingerprint(cls, source: str) -> dict:
+        """Of a base's latent space, without loading its network."""
+        scheduler = load_part(DDIMScheduler, source, "scheduler")
+        return vae_fingerprint(load_part(AutoencoderKL, source, "vae"), diffusion_process(scheduler))
 
     # Text and pictures
     @torch.no_grad()
@@ -90,9 +86,7 @@ class StableDiffusion:
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled posterior mean and std (B, C, h, w), fp32, of pictures (B, 3, H, W) in [-1, 1]."""
-        posterior = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
-        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        return encode_pictures(self.vae, pictures)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -121,13 +115,22 @@ class StableDiffusion:
     def predict(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
         """The network's prediction (B, C, H, W), fp32, both guidance branches in one batch."""
         t = torch.as_tensor(t, device=x_t.device).reshape(-1).expand(len(x_t))
-        dtype = self.unet.dtype
         if guidance_scale == 1:
-            return self.unet(x_t.to(dtype), t, conditioning.text.to(dtype)).sample.float()
-        states = torch.cat([conditioning.unconditional, conditioning.text]).to(dtype)
-        both = self.unet(torch.cat([x_t, x_t]).to(dtype), torch.cat([t, t]), states).sample.float()
-        unconditional, text = both.chunk(2)
+            return self._forward(x_t, t, conditioning.text, conditioning.pooled)
+        states, pooled = torch.cat([conditioning.unconditional, conditioning.text]), None
+        if conditioning.pooled is not None:
+            pooled = torch.cat([conditioning.pooled_unconditional, conditioning.pooled])
+        unconditional, text = self._forward(torch.cat([x_t, x_t]), torch.cat([t, t]), states, pooled).chunk(2)
         return unconditional + guidance_scale * (text - unconditional)
+
+    def _forward(self, x: Tensor, t: Tensor, states: Tensor, pooled: Tensor | None) -> Tensor:
+        dtype = self.unet.dtype
+        added = self._added(x, pooled)
+        return self.unet(x.to(dtype), t, states.to(dtype), added_cond_kwargs=added).sample.float()
+
+    def _added(self, x: Tensor, pooled: Tensor | None) -> Added:
+        """What the UNet is told besides time and text: nothing."""
+        return None
 
     def transition(
         self, x_t: Tensor, prediction: Tensor, t: int | Tensor, prev_t: int | Tensor, eta: float
@@ -143,23 +146,20 @@ class StableDiffusion:
     def features(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features:
         return guided_features(self.unet, x_t, t, conditioning)
 
-    def trunk(self) -> StableDiffusionTrunk:
+    def trunk(self, feature_layer: int = 18, t5: bool = False) -> StableDiffusionTrunk:
         """The early blocks and text encoder as an LRM's trunk. The backbone cannot sample afterwards."""
         return StableDiffusionTrunk(self.unet, self.text_encoder, self.tokenizer)
 
     def fingerprint(self) -> dict:
         """Of the latent space; computed once."""
         if self._fingerprint is None:
-            config = self.vae.config
-            self._fingerprint = fingerprint(
-                self.encode, config.scaling_factor, config.shift_factor or 0.0, self.process.describe()
-            )
+            self._fingerprint = vae_fingerprint(self.vae, self.process)
         return self._fingerprint
 
     # Adapters
     def set_adapters(self, adapters: Sequence[Adapter]) -> None:
         self.adapters.set_frozen(adapters)
-        self.policy = Policy(self.policy.base, tuple(adapters))
+        self.policy = replace(self.policy, adapters=tuple(adapters))
 
     def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None:
         self.adapters.add_trainable(rank, targets, seed)
@@ -177,6 +177,7 @@ class StableDiffusion:
         self.adapters.save(path)
 
 
-def load_scheduler(source: str) -> DDIMScheduler:
-    """DDIM with the noise schedule of the model, whichever sampler its folder names."""
-    return DDIMScheduler.from_pretrained(source, subfolder="scheduler")
+def diffusion_process(scheduler: DDIMScheduler, device: torch.device | str = "cpu") -> diffusion.Diffusion:
+    """The scheduler's noise schedule, with one more entry at its end: where the last step leads, index -1."""
+    alphas = torch.cat([scheduler.alphas_cumprod.float(), scheduler.final_alpha_cumprod.float().reshape(1)])
+    return diffusion.Diffusion(alphas.to(device), scheduler.config.prediction_type)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lpo.backbones import Conditioning, Features
+from lpo.backbones.source import config_folder, load_part, pipeline_class
 from lpo.backbones.trunk import TextEncoding
 from lpo.backbones.unet import guided_features, pooled_width, strip
 from lpo.config import ConfigError
@@ -35,7 +37,7 @@ def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 class StableDiffusionTrunk:
     """See lpo/backbones/trunk.py. Takes the modules over: the UNet loses its up blocks."""
 
-    kind, network, text_parts, projects_text = "sd", "unet", ("text_encoder",), True
+    kind, network, text_parts, projects_text, last_t = "sd", "unet", ("text_encoder",), True, 999
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer):
         if unet.config.addition_embed_type is not None:
@@ -71,23 +73,34 @@ class StableDiffusionTrunk:
 
     @classmethod
     def from_official(cls, folder: Path, source: str) -> StableDiffusionTrunk:
+        """A text encoder that was frozen in training is not in the folder; it is the base's."""
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-        text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
-        return cls(unet, text_encoder, CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"))
+        own = (folder / "text_encoder").is_dir()
+        text_encoder = CLIPTextModel.from_pretrained(folder if own else source, subfolder="text_encoder")
+        return cls(unet, text_encoder, CLIPTokenizer.from_pretrained(config_folder(source), subfolder="tokenizer"))
 
     def export_official(self, folder: Path, source: str, state: dict[str, Tensor]) -> None:
         """unet/ (up blocks of the base at `source`) and text_encoder/ from the LRM's `state`."""
         export_unet(folder, source, part_of(state, "unet"))
         text_encoder = CLIPTextModel(self.text_encoder.config)
-        text_encoder.load_state_dict(part_of(state, "text_encoder"))
-        text_encoder.save_pretrained(folder / "text_encoder")
+        export_text_encoder(folder / "text_encoder", text_encoder, part_of(state, "text_encoder"))
 
 
 def export_unet(folder: Path, source: str, early: dict[str, Tensor]) -> None:
     """folder/unet: the base's UNet with its early blocks replaced. Raises ConfigError if they do not fit."""
-    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
+    if pipeline_class(source) == "StableDiffusion3Pipeline":
+        raise ConfigError(f"{source} has no UNet: it cannot lend this LRM its up blocks.")
+    unet = load_part(UNet2DConditionModel, source, "unet")
     shapes = {k: v.shape for k, v in unet.state_dict().items()}
     if any(shapes.get(k) != v.shape for k, v in early.items()):
         raise ConfigError(f"{source} has another architecture than this LRM: it cannot lend it its up blocks.")
     unet.load_state_dict(early, strict=False)
     unet.save_pretrained(folder / "unet")
+
+
+def export_text_encoder(folder: Path, text_encoder: CLIPTextModel, state: dict[str, Tensor]) -> None:
+    """Written under the names that every release of transformers reads: new ones drop `text_model.` when saving."""
+    text_encoder.load_state_dict(state)
+    text_encoder.save_pretrained(folder)
+    named = {k if k.startswith(("text_model.", "text_projection.")) else f"text_model.{k}": v for k, v in state.items()}
+    save_file({k: v.contiguous() for k, v in named.items()}, folder / "model.safetensors", metadata={"format": "pt"})

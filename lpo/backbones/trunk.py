@@ -5,6 +5,7 @@ does not know which it has.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ class Trunk(Protocol):
     network: str
     text_parts: tuple[str, ...]
     channels: int  # of the latents
+    last_t: int  # the noisiest timestep: 999, or 1000 for flow matching
     width: int  # of the pooled features: every entry of Features.down, then mid
     text_width: int  # of TextEncoding.pooled
     projects_text: bool  # pooled text goes through a learned projection, or is compared as it is
@@ -71,12 +73,24 @@ def trunk_class(kind: str) -> type[Trunk]:
         from lpo.backbones.sd_trunk import StableDiffusionTrunk
 
         return StableDiffusionTrunk
+    if kind == "sdxl":
+        from lpo.backbones.sdxl_trunk import StableDiffusionXLTrunk
+
+        return StableDiffusionXLTrunk
+    if kind == "sd3":
+        from lpo.backbones.sd3_trunk import StableDiffusion3Trunk
+
+        return StableDiffusion3Trunk
     raise ConfigError(f"This LRM's architecture is {kind!r}, which this program does not know: update the program.")
 
 
 def official_kind(folder: Path) -> str:
-    """Which architecture an official LRM folder holds: SDXL's has a second text encoder or an SDXL UNet."""
-    return "sd"
+    """Which architecture an official LRM folder holds, from its UNet. Raises ConfigError if that is not readable."""
+    try:
+        config = json.loads((folder / "unet" / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"The official LRM folder {folder} has no readable unet/config.json.") from error
+    return "sdxl" if config.get("addition_embed_type") == "text_time" else "sd"
 
 
 def cast(part: nn.Module, dtype: torch.dtype) -> None:

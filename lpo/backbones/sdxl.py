@@ -1,0 +1,79 @@
+"""Stable Diffusion XL behind the backbone protocol: two text encoders, pooled text and picture size as conditions.
+
+Without a negative prompt the unconditional branch is zeros, as in the stock pipeline (force_zeros_for_empty_prompt) and
+as LPO's official roll-out has it. The official LRM differs: its unconditional branch is the encoded "" (sdxl_trunk.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from lpo.backbones import Conditioning, Features
+from lpo.backbones.sd import StableDiffusion
+from lpo.backbones.sdxl_trunk import StableDiffusionXLTrunk, TextTowers, size_ids
+from lpo.backbones.source import config_folder
+from lpo.backbones.unet import Added, guided_features
+from lpo.config import ConfigError
+
+
+class StableDiffusionXL(StableDiffusion):
+    """The `Backbone` of Stable Diffusion XL. See lpo/backbones/sd.py."""
+
+    pipeline = StableDiffusionXLPipeline
+    kinds: ClassVar[dict[str, type]] = {
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "tokenizer": CLIPTokenizer,
+        "tokenizer_2": CLIPTokenizer,
+        "scheduler": DDIMScheduler,
+    }
+
+    def __init__(self, parts: dict, base: str, device: torch.device, dtype: torch.dtype, zero_empty: bool = True):
+        """zero_empty: no negative prompt means zeros, not the encoded ""."""
+        super().__init__(parts, base, device, dtype)
+        encoders = parts["text_encoder"], parts["text_encoder_2"]
+        self.towers = TextTowers(encoders, (parts["tokenizer"], parts["tokenizer_2"]))
+        self.zero_empty = zero_empty
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.size = tuple(side * self.factor for side in self.latent_shape()[1:])  # the model's own, in pixels
+        if self.unet.config.addition_embed_type != "text_time":
+            raise ConfigError(f"{base} is no Stable Diffusion XL model: its UNet takes no picture sizes.")
+
+    @classmethod
+    def from_pretrained(cls, source: str, base: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXL:
+        backbone = super().from_pretrained(source, base, device, dtype)
+        index = StableDiffusionXLPipeline.load_config(config_folder(source) if os.path.isfile(source) else source)
+        backbone.zero_empty = index.get("force_zeros_for_empty_prompt", True)
+        return backbone
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
+        """Token states (B, L, D) and pooled text (B, P) of the prompts and, beside each, of the negative prompt."""
+        zeros = self.zero_empty and not negative_prompt
+        states, pooled = self.towers.encode([*prompts, *([] if zeros else [negative_prompt])])
+        if zeros:
+            return Conditioning(states, torch.zeros_like(states), pooled, torch.zeros_like(pooled))
+        many = len(prompts)
+        return Conditioning(states[:-1], states[-1:].expand(many, -1, -1), pooled[:-1], pooled[-1:].expand(many, -1))
+
+    def _added(self, x: Tensor, pooled: Tensor | None) -> Added:
+        """Original and target size are the picture's own and nothing is cropped, as in the stock pipeline."""
+        ids = size_ids(tuple(side * self.factor for side in x.shape[-2:]))
+        return {"text_embeds": pooled.to(self.unet.dtype), "time_ids": ids.to(pooled).expand(len(x), -1)}
+
+    def features(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features:
+        ids = size_ids(tuple(side * self.factor for side in x_t.shape[-2:]))
+        return guided_features(self.unet, x_t, t, conditioning, ids.to(x_t.device))
+
+    def trunk(self, feature_layer: int = 18, t5: bool = False) -> StableDiffusionXLTrunk:
+        """The early blocks and text encoders as an LRM's trunk. The backbone cannot sample afterwards."""
+        return StableDiffusionXLTrunk(self.unet, self.towers, self.size)

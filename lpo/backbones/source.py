@@ -1,0 +1,144 @@
+"""Where a base model comes from: the embedded one, a diffusers folder, a hub id, or one .safetensors file in the
+original layout. Single files hold weights only; the small configuration files of their family come from a folder of the
+same name beside the file, else from the hub or its cache (HF_HUB_OFFLINE is respected).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lpo.config import ConfigError
+
+SCENES_MODEL = Path(__file__).parent.parent / "scenes" / "weights" / "model"
+FAMILIES = {  # a key of the file -> the pipeline it belongs to, and the hub id that has its configuration
+    "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (
+        "StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3-medium-diffusers"),
+    "conditioner.embedders.1.model.ln_final.weight": (
+        "StableDiffusionXLPipeline", "stabilityai/stable-diffusion-xl-base-1.0"),
+    "cond_stage_model.model.ln_final.weight": ("StableDiffusionPipeline", "stabilityai/stable-diffusion-2-1"),
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight": (
+        "StableDiffusionPipeline", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+}  # fmt: skip
+
+transformers_logging.disable_progress_bar()  # its bars end up in every log.txt
+
+
+def resolve_base(base: str) -> str:
+    """The folder, file or hub id that a base name means. Raises ConfigError if it is plainly not there."""
+    if base == "scenes":
+        if not (SCENES_MODEL / "model_index.json").exists():
+            raise ConfigError("The embedded Scenes model (lpo/scenes/weights/model) is missing: get a whole checkout.")
+        return str(SCENES_MODEL)
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").exists():
+            raise ConfigError(f"{base} is not a diffusers model folder (it has no model_index.json).")
+        return str(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ConfigError(f"{base} is not a .safetensors file; other single-file checkpoints are not loaded.")
+        return str(path)
+    if base.count("/") != 1 or base[0] in "./~" or base.endswith((".safetensors", ".ckpt")):
+        raise ConfigError(
+            f"There is no model at {base}: give a diffusers folder, a .safetensors file, a hub id or 'scenes'."
+        )
+    return base
+
+
+def pipeline_class(source: str) -> str:
+    """The pipeline's `_class_name` of a resolved base. Raises ConfigError if it cannot be told."""
+    if os.path.isfile(source):
+        return _family(source)[0]
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            return DiffusionPipeline.load_config(source)["_class_name"]
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"The model {source} could not be fetched nor found on disk: check the name, the network and "
+                "HF_HUB_OFFLINE, or give a local folder."
+            ) from error
+    try:
+        return json.loads((folder / "model_index.json").read_text())["_class_name"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ConfigError(f"{folder}/model_index.json is damaged: get the model folder again.") from error
+
+
+def _family(file: str) -> tuple[str, str]:
+    """(pipeline, hub id of the configuration) of a single file, from the names of its tensors."""
+    try:
+        with safe_open(file, "pt") as opened:
+            keys = set(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} is not a readable .safetensors file.") from error
+    found = [family for key, family in FAMILIES.items() if key in keys]
+    if not found:
+        raise ConfigError(
+            f"{file} is no whole Stable Diffusion checkpoint in the original layout (UNet, VAE and text encoder in one "
+            "file): give one, or a diffusers folder; LoRA files go into adapters."
+        )
+    return found[0]
+
+
+def config_folder(source: str) -> str:
+    """Where the configuration files and tokenizers of a resolved base are: itself, but for single files."""
+    if not os.path.isfile(source):
+        return source
+    beside = Path(source).with_suffix("")
+    if (beside / "model_index.json").is_file():
+        return str(beside)
+    hub_id = _family(source)[1]
+    try:
+        return snapshot_download(hub_id, allow_patterns=["*.json", "*.txt"])
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{source} holds weights only, and its configuration could not be fetched from {hub_id}: go online once, "
+            f"or put that model's model_index.json and the .json and .txt files of its subfolders into {beside}."
+        ) from error
+
+
+def load_part(kind: type, source: str, name: str, dtype: torch.dtype = torch.float32):
+    """One component (class `kind`, subfolder `name`) of a resolved base; of single files only diffusers' own models."""
+    if os.path.isfile(source) and issubclass(kind, ModelMixin):
+        return kind.from_single_file(source, config=config_folder(source), subfolder=name, torch_dtype=dtype)
+    if issubclass(kind, ModelMixin):
+        return kind.from_pretrained(source, subfolder=name, torch_dtype=dtype)
+    if issubclass(kind, PreTrainedModel):
+        return kind.from_pretrained(source, subfolder=name, dtype=dtype)
+    return kind.from_pretrained(config_folder(source), subfolder=name)
+
+
+def load_parts(kinds: dict[str, type], pipeline: type, source: str, base: str, dtype: torch.dtype) -> dict:
+    """All components of a base, {name: object}. Raises ConfigError; `base` is the user's name of it."""
+    try:
+        if not os.path.isfile(source):
+            return {name: load_part(kind, source, name, dtype) for name, kind in kinds.items()}
+        config = config_folder(source)
+        # The scheduler and the tokenizers are in the configuration; the text encoders need the pipeline's own loader.
+        own = {name: load_part(kind, source, name) for name, kind in kinds.items() if not _has_weights(kind)}
+        whole = pipeline.from_single_file(source, config=config, torch_dtype=dtype, **own, **_unwanted(config))
+        return {name: getattr(whole, name) for name in kinds}
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"The model {base} could not be loaded as {pipeline.__name__}: {reason}") from error
+
+
+def _has_weights(kind: type) -> bool:
+    return issubclass(kind, torch.nn.Module)
+
+
+def _unwanted(config: str) -> dict[str, None]:
+    """Components of the pipeline that are never used here."""
+    index = json.loads((Path(config) / "model_index.json").read_text())
+    return {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
