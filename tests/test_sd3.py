@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 behind the one protocol: the flow step, the policy, its LRM, trainers and commands on a tiny model."""
+"""Stable Diffusion 3 behind the one protocol: flow step, policy, LRM, trainers and commands, all on a tiny model."""
 
 import math
 

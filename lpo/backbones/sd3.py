@@ -1,0 +1,195 @@
+"""Stable Diffusion 3 and 3.5 behind the backbone protocol, on stock diffusers classes: MMDiT, flow matching."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from torch import Tensor
+
+from lpo import diffusion
+from lpo.backbones import Conditioning, Features
+from lpo.backbones.latent_space import fingerprint
+from lpo.backbones.lora import AdapterStack
+from lpo.backbones.mmdit import FEATURE_LAYER, check_layer, guided_features
+from lpo.backbones.sd3_text import TextTowers
+from lpo.backbones.sd3_trunk import StableDiffusion3Trunk, without_t5
+from lpo.backbones.trunk import cast
+from lpo.config import Adapter, ConfigError, Policy
+
+
+class StableDiffusion3:
+    """The `Backbone` of Stable Diffusion 3.x. `base` is the name the user gave, `source` what it resolved to.
+
+    t = 1000 sigma, rounded to thousandths (see Backbone); sigma comes from the live scheduler, shift and all.
+    """
+
+    def __init__(
+        self,
+        transformer: SD3Transformer2DModel,
+        vae: AutoencoderKL,
+        towers: TextTowers,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        base: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        encoders = [encoder for _, encoder in towers.named()]
+        for part, kind in [(transformer, dtype), (vae, vae_dtype(vae, dtype)), *((one, dtype) for one in encoders)]:
+            part.requires_grad_(False).eval().to(device)
+            cast(part, kind)
+        self.transformer, self.vae, self.towers = transformer, vae, towers
+        self.scheduler, self.device, self.policy = scheduler, device, Policy(base)
+        self.process = diffusion.Flow()
+        self.adapters = AdapterStack(transformer, "transformer")
+        self._fingerprint: dict | None = None
+
+    @classmethod
+    def from_pretrained(cls, source: str, base: str, device: torch.device, dtype: torch.dtype) -> StableDiffusion3:
+        """From a diffusers folder or a hub id. Raises ConfigError with one sentence."""
+        if os.path.isfile(source):
+            raise ConfigError(f"{base} is a single file: load Stable Diffusion 3 from a diffusers folder or a hub id.")
+        try:
+            transformer = SD3Transformer2DModel.from_pretrained(source, subfolder="transformer", torch_dtype=dtype)
+            vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype)
+            config = transformer.config
+            towers = TextTowers.from_pretrained(
+                source, dtype, config.joint_attention_dim, config.pooled_projection_dim
+            )
+            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise ConfigError(f"The model {base} could not be loaded as Stable Diffusion 3: {reason}") from error
+        return cls(transformer, vae, towers, scheduler, base, device, dtype)
+
+    # Text and pictures
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
+        """Token states (B, 333, W) and pooled (B, P) of the prompts and, beside each, of the negative prompt."""
+        states, pooled = self.towers.encode([*prompts, negative_prompt], self.device, self.transformer.dtype)
+        many = len(prompts)
+        return Conditioning(states[:-1], states[-1:].expand(many, -1, -1), pooled[:-1], pooled[-1:].expand(many, -1))
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled posterior mean and std (B, C, h, w), fp32, of pictures (B, 3, H, W) in [-1, 1]."""
+        posterior = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
+        scale, shift = self._scale_and_shift()
+        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1], fp32, of scaled latents."""
+        scale, shift = self._scale_and_shift()
+        pictures = self.vae.decode((latents / scale + shift).to(self.device, self.vae.dtype)).sample
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+    def _scale_and_shift(self) -> tuple[float, float]:
+        return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        config = self.transformer.config
+        factor, patch = 2 ** (len(self.vae.config.block_out_channels) - 1), config.patch_size
+        rows, columns = ((side or config.sample_size * factor) / factor for side in (height, width))
+        most = config.pos_embed_max_size * patch
+        if any(side % patch or not 0 < side <= most for side in (rows, columns)):
+            raise ConfigError(
+                f"{width} x {height} pixels do not fit this model: use multiples of {patch * factor} up to "
+                f"{most * factor}."
+            )
+        return config.in_channels, int(rows), int(columns)
+
+    # One Gaussian step
+    def timesteps(self, steps: int, shape: tuple[int, int, int] | None = None) -> list[float]:
+        """Descending, in (0, 1000]. shape: of the latents; matters if the scheduler shifts by the picture's size."""
+        mu = None
+        if self.scheduler.config.use_dynamic_shifting:
+            _, rows, columns = shape or self.latent_shape()
+            config, patch = self.scheduler.config, self.transformer.config.patch_size
+            mu = calculate_shift(
+                (rows // patch) * (columns // patch),
+                config.base_image_seq_len,
+                config.max_image_seq_len,
+                config.base_shift,
+                config.max_shift,
+            )
+        self.scheduler.set_timesteps(steps, mu=mu)
+        return [round(t, 3) for t in self.scheduler.timesteps.tolist()]
+
+    def predict(self, x_t: Tensor, t: float | Tensor, conditioning: Conditioning, guidance_scale: float) -> Tensor:
+        """The velocity (B, C, H, W), fp32, both guidance branches in one batch."""
+        t = torch.as_tensor(t, dtype=torch.float32, device=x_t.device).reshape(-1).expand(len(x_t))
+        if guidance_scale == 1:
+            return self._velocity(x_t, t, conditioning.text, conditioning.pooled)
+        states = torch.cat([conditioning.unconditional, conditioning.text])
+        pooled = torch.cat([conditioning.pooled_unconditional, conditioning.pooled])
+        both = self._velocity(torch.cat([x_t, x_t]), torch.cat([t, t]), states, pooled)
+        unconditional, text = both.chunk(2)
+        return unconditional + guidance_scale * (text - unconditional)
+
+    def _velocity(self, x_t: Tensor, t: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
+        dtype = self.transformer.dtype
+        return self.transformer(
+            hidden_states=x_t.to(dtype),
+            timestep=t,
+            encoder_hidden_states=states.to(dtype),
+            pooled_projections=pooled.to(dtype),
+        ).sample.float()
+
+    def transition(
+        self, x_t: Tensor, prediction: Tensor, t: float | Tensor, prev_t: float | Tensor, eta: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.process.step(x_t, prediction, t, prev_t, eta)
+
+    def step_std(self, t: float | Tensor, prev_t: float | Tensor, eta: float) -> Tensor:
+        return self.process.step_std(t, prev_t, eta)
+
+    def step_sensitivity(self, t: float | Tensor, prev_t: float | Tensor, eta: float) -> Tensor:
+        return self.process.step_sensitivity(t, prev_t, eta)
+
+    # For reward models
+    def features(self, x_t: Tensor, t: float | Tensor, conditioning: Conditioning) -> Features:
+        """Image tokens pooled after the paper's layer. Raises ConfigError for a smaller transformer."""
+        check_layer(FEATURE_LAYER, len(self.transformer.transformer_blocks))
+        return guided_features(self.transformer, x_t, t, conditioning, FEATURE_LAYER)
+
+    def trunk(self, feature_layer: int = FEATURE_LAYER, t5: bool = False) -> StableDiffusion3Trunk:
+        """The early blocks and text encoders as an LRM's trunk. The backbone cannot sample afterwards."""
+        return StableDiffusion3Trunk(self.transformer, self.towers if t5 else without_t5(self.towers), feature_layer)
+
+    def fingerprint(self) -> dict:
+        """Of the latent space; computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.encode, *self._scale_and_shift(), self.process.describe())
+        return self._fingerprint
+
+    # Adapters
+    def set_adapters(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters.set_frozen(adapters)
+        self.policy = replace(self.policy, adapters=tuple(adapters))
+
+    def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None:
+        self.adapters.add_trainable(rank, targets, seed)
+
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        return self.adapters.trainable_parameters()
+
+    def reference(self) -> AbstractContextManager[None]:
+        return self.adapters.reference()
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.transformer.enable_gradient_checkpointing()
+
+    def save_adapter(self, path: Path) -> None:
+        self.adapters.save(path)
+
+
+def vae_dtype(vae: AutoencoderKL, dtype: torch.dtype) -> torch.dtype:
+    """fp16 overflows in the VAE unless its config says otherwise; bf16 and fp32 do not."""
+    return torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype
