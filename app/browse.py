@@ -13,6 +13,7 @@ from sqlalchemy import Select, and_, exists, func, or_
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, select
 
+from app.choices import search_words
 from storage import Storage
 from storage.models import (
     Annotator,
@@ -230,6 +231,8 @@ def policy_words(policy: dict | str | None) -> str:
         name = f"{path.parent.parent.name[:8]}/{path.name}" if path.parent.name == "checkpoints" else path.name
         strength = adapter.get("strength", 1.0)
         words.append(name if strength == 1.0 else f"{name} × {strength:g}")
+    if search := policy.get("search"):
+        words.append(search_words(search, f"LRM {Path(search['lrm']).name}"))
     return " + ".join(words)
 
 

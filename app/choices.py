@@ -1,16 +1,20 @@
 """What a person can choose from: policies (the base and its adapters) and LRMs, by name, as dropdown choices.
 
-A choice's value is a short text that survives a reload: "base", "scenes", or a checkpoint's id.
+A choice's value is a short text that survives a reload: "base", "scenes", or a checkpoint's id; with a search behind
+it "base+steps+scenes+4+0+1000": policy, method, LRM, candidates, t_min, t_max.
 """
 
 from pathlib import Path
 
 from app.lab import ROOT, Lab
+from lpo.config import ConfigError, Search, from_dict
 from storage import checkpoints as stored
 from storage.models import Checkpoint
 
 WARM_LRM = ROOT / "lpo" / "scenes" / "weights" / "lrm"
 BASE, WARM = "base", "scenes"
+SEARCHES = "searches"  # the setting that keeps the searches of every study
+MOST_SEARCHES = 20
 
 
 def checkpoints(lab: Lab, kind: str) -> list[Checkpoint]:
@@ -30,8 +34,12 @@ def policies(lab: Lab) -> list[tuple[str, str]]:
 def policy(lab: Lab, value: str, strength: float = 1.0) -> dict:
     """The Policy (plain JSON values) behind a choice: an adapter comes with the ones that it was trained on top of.
 
-    `strength` is that of the chosen adapter; the ones below it keep what they were trained with.
+    `strength` is that of the chosen adapter; the ones below it keep what they were trained with. ValueError with one
+    sentence if something of it is gone.
     """
+    below, found = split(value)
+    if found is not None:
+        return {**policy(lab, below, strength), "search": {**found, "lrm": lrm(lab, found["lrm"])}}
     if value == BASE:
         return {"base": lab.current_study().base, "adapters": []}
     row = _row(lab, value, "adapter")
@@ -45,6 +53,73 @@ def lrms(lab: Lab) -> list[tuple[str, str]]:
     """(label, value) of all LRMs, newest first; the shipped one last, if it fits the study's base."""
     rows = [(row.name, str(row.id)) for row in checkpoints(lab, "lrm")]
     return rows + ([("Scenes, as shipped", WARM)] if lab.current_study().base == "scenes" else [])
+
+
+def sampling_policies(lab: Lab) -> list[tuple[str, str]]:
+    """(label, value) of all that can sample: base and adapters, then the searches that were made of them."""
+    known, scoring = dict(map(reversed, policies(lab))), dict(map(reversed, lrms(lab)))
+    made = []
+    for value in _searches(lab):
+        below, search = split(value)
+        if below in known and search["lrm"] in scoring:
+            made.append((f"{known[below]} + {search_words(search, scoring[search['lrm']])}", value))
+    return policies(lab) + made
+
+
+def add_search(lab: Lab, below: str, search: dict) -> str:
+    """Keeps a search (a Search with an LRM's choice as `lrm`) on top of the policy `below`, newest first; returns the
+    choice's value. Raises ValueError with one sentence."""
+    checked = from_dict(Search, {**search, "lrm": lrm(lab, search["lrm"])})
+    if checked.candidates == 1:
+        raise ConfigError("candidates is 1: there is nothing to choose from; take 2 or more.")
+    policy(lab, below)
+    window = (checked.t_min, checked.t_max) if checked.method == "steps" else (0, 1000)
+    value = "+".join(map(str, (below, checked.method, search["lrm"], checked.candidates, *window)))
+    keep = [value, *(each for each in _searches(lab) if each != value)][:MOST_SEARCHES]
+    _keep_searches(lab, keep)
+    return value
+
+
+def forget_searches(lab: Lab) -> None:
+    """Takes the current study's searches off the lists; traces and comparisons made with them stay."""
+    _keep_searches(lab, [])
+
+
+def split(value: str) -> tuple[str, dict | None]:
+    """The policy and the search (with an LRM's choice as `lrm`) of a choice's value; None without a search."""
+    below, *parts = str(value).split("+")
+    if len(parts) != 5:
+        return value, None
+    method, scorer, *numbers = parts
+    return below, {"method": method, "lrm": scorer} | dict(
+        zip(("candidates", "t_min", "t_max"), map(int, numbers), strict=True)
+    )
+
+
+def search_value(lab: Lab, below: str, search: dict) -> str:
+    """The choice's value of a stored search; just `below` if its LRM is gone."""
+    for _, value in lrms(lab):
+        if lrm(lab, value) == search["lrm"]:
+            return add_search(lab, below, {**search, "lrm": value})
+    return below
+
+
+def search_words(search: dict, lrm_name: str) -> str:
+    """'best of 4 (LRM 3)', 'steps × 4 (LRM 3)', 'steps × 4, t 500–1000 (LRM 3)'."""
+    if search["method"] == "best-of-n":
+        return f"best of {search['candidates']} ({lrm_name})"
+    low, high = search["t_min"], search["t_max"]
+    window = f", t {low}–{high}" if (low, high) != (0, 1000) else ""
+    return f"steps × {search['candidates']}{window} ({lrm_name})"
+
+
+def _searches(lab: Lab) -> list[str]:
+    return stored.get_setting(lab.store, SEARCHES, {}).get(str(lab.current_study().id), [])
+
+
+def _keep_searches(lab: Lab, values: list[str]) -> None:
+    kept = stored.get_setting(lab.store, SEARCHES, {})
+    stored.set_setting(lab.store, SEARCHES, {**kept, str(lab.current_study().id): values})
 
 
 def lrm(lab: Lab, value: str) -> str:

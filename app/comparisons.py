@@ -9,6 +9,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlmodel import select
 
@@ -28,7 +29,7 @@ JUDGE_FILE = "judge.json"  # in the job's run folder: {picture hash: score}, rea
 
 @dataclass(frozen=True)
 class Side:
-    """One policy of the form: a choice of `choices.policies`, its strength, and perhaps a second adapter on top."""
+    """One policy of the form: a choice of `sampling_policies`, its strength, and perhaps a second adapter on top."""
 
     value: str
     strength: float = 1.0
@@ -77,7 +78,7 @@ def create(
         )
     # the sampler's settings are checked by the very class that the command line uses
     config = from_dict(SampleConfig, {"policy": policies[0], "prompts": prompts, **(sampler or {})})
-    from_dict(SampleConfig, {"policy": policies[1], "prompts": prompts})
+    from_dict(SampleConfig, {"policy": policies[1], "prompts": prompts, **(sampler or {})})
     kept = {name: to_dict(config)[name] for name in ("steps", "guidance_scale", "eta")}
     row = store_comparisons.create_comparison(
         lab.store,
@@ -131,7 +132,13 @@ def names(lab: Lab, row: Comparison) -> tuple[str, str]:
 
 
 def policy_name(lab: Lab, policy: dict) -> str:
-    """'base', or the name of the last adapter with its strength; adapters stacked by hand are joined by ' + '."""
+    """'base', or the name of the last adapter with its strength; adapters stacked by hand are joined by ' + ', and so
+    is a search."""
+    search = policy.get("search")
+    if search:
+        scorers = {choices.lrm(lab, value): name for name, value in choices.lrms(lab)}
+        words = choices.search_words(search, scorers.get(search["lrm"], Path(search["lrm"]).name))
+        return f"{policy_name(lab, {**policy, 'search': None})} + {words}"
     adapters = policy.get("adapters", [])
     if not adapters:
         return "base"
@@ -219,6 +226,16 @@ def rows(lab: Lab, row: Comparison) -> dict:
             for pair in store_comparisons.comparison_pairs(lab.store, row.id)
         ],
     }
+
+
+def takes_words(lab: Lab, row: Comparison) -> str:
+    """What a picture of each policy took, if one of them searches; else ''."""
+    job_id = compare_job(lab, row.id)
+    takes = ((queue.get(lab.store, job_id).result or {}) if job_id else {}).get("takes")
+    if not takes or not any((policy or {}).get("search") for policy in (row.policy_a, row.policy_b)):
+        return ""
+    a, b = names(lab, row)
+    return f"A picture took {takes[0]} ({a}) and {takes[1]} ({b}): a search pays for its choice with compute."
 
 
 def judge_words(shown: dict) -> str:

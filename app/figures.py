@@ -1,16 +1,22 @@
 """The plots of the Curves and Train tabs as plain Plotly JSON: numbers in, {"data", "layout"} out.
 
-No plotly import and no Gradio: what is drawn can be tested without a browser. A colour written "soft" is replaced in
-the browser by the page's own subdued ink, so that figures follow the light and the dark theme.
+No plotly import and no Gradio: what is drawn can be tested without a browser. How the parts look is in
+app/figure_parts.py.
 """
 
-import math
 from collections import defaultdict
 
-# Okabe and Ito's palette without yellow and black: told apart by all common kinds of colour blindness.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-DASHES = ("solid", "dash", "dot", "dashdot")
-NOISE = [1000, 0]  # timesteps run from noise at the left to the picture at the right
+from app.figure_parts import (
+    COLORS,
+    DASHES,
+    accuracy_lines,
+    chance_line,
+    curve_line,
+    end_labels,
+    layout_of,
+    means,
+    sibling_lines,
+)
 
 
 def names(curves: list[dict]) -> list[dict]:
@@ -44,16 +50,16 @@ def rewards(curves: list[dict], accuracy: list[dict] = (), siblings: bool = Fals
         for k in (("score", "low", "high") if siblings else ("score",))
         if s.get(k) is not None
     ]
-    layout = _layout("reward (LRM score)", accuracy)
+    layout = layout_of("reward (LRM score)", accuracy)
     data, ends = [], []
     for index, curve in enumerate(curves):
         if siblings:
-            data += _sibling_lines(curve)
-        data.append(_curve_line(index, curve, thin=len({c["policy"] for c in curves}) > 1))
+            data += sibling_lines(curve)
+        data.append(curve_line(index, curve, thin=len({c["policy"] for c in curves}) > 1))
     if len({c["policy"] for c in curves}) > 1:
-        means = _means(curves)
-        data += [line for line, _ in means]
-        ends = [end for _, end in means if end]
+        bold = means(curves)
+        data += [line for line, _ in bold]
+        ends = [end for _, end in bold if end]
     else:
         several = len({c["lrm"] for c in curves}) > 1
         for curve in curves:
@@ -66,10 +72,10 @@ def rewards(curves: list[dict], accuracy: list[dict] = (), siblings: bool = Fals
         span = [min(scores) - pad, max(scores) + pad]
         layout["yaxis"]["range"] = span
         plot_pixels = height * (layout["yaxis"]["domain"][1] - layout["yaxis"]["domain"][0]) - 20
-        layout["annotations"] += _end_labels(ends, span, 15 * (span[1] - span[0]) / max(60, plot_pixels))
+        layout["annotations"] += end_labels(ends, span, 15 * (span[1] - span[0]) / max(60, plot_pixels))
     if accuracy:
-        data += [line for i, a in enumerate(accuracy) for line in _accuracy_lines(a, i, len(accuracy))]
-        layout["shapes"].append(_chance_line())
+        data += [line for i, a in enumerate(accuracy) for line in accuracy_lines(a, i, len(accuracy))]
+        layout["shapes"].append(chance_line())
     return {"figure": {"data": data, "layout": layout}, "curves": curves, "rows": rows(curves), "note": parting(curves)}
 
 
@@ -110,232 +116,3 @@ def parting(curves: list[dict]) -> str:
         f"{second} ends {abs(mean[-1]):.2f} {word} {first}; they part fastest between t = {ts[i - 1]} and {ts[i]}. "
         "What the LRM likes is not yet what a person likes: Compare tells."
     )
-
-
-def _layout(title: str, accuracy: list[dict]) -> dict:
-    axis = {
-        "range": NOISE,
-        "title": {"text": "timestep t", "standoff": 4},
-        "zeroline": False,
-        "showline": True,
-        "dtick": 100,
-        "showspikes": True,
-        "spikemode": "across",
-        "spikethickness": 1,
-        "spikedash": "solid",
-        "spikesnap": "hovered data",
-        "fixedrange": True,
-    }
-    layout = {
-        "margin": {"l": 52, "r": 128, "t": 8, "b": 38},
-        "showlegend": False,
-        "hovermode": "x",
-        "hoverdistance": -1,
-        "spikedistance": -1,
-        "dragmode": False,
-        "uirevision": "kept",
-        "xaxis": axis,
-        "yaxis": {"title": {"text": title, "standoff": 6}, "zeroline": False, "domain": [0, 1], "fixedrange": True},
-        "shapes": [],
-        "annotations": [
-            {
-                "text": "noise",
-                "x": 0,
-                "y": 0,
-                "xref": "paper",
-                "yref": "paper",
-                "yshift": -37,
-                "xanchor": "left",
-                "showarrow": False,
-                "font": {"color": "soft"},
-            },
-            {
-                "text": "picture",
-                "x": 1,
-                "y": 0,
-                "xref": "paper",
-                "yref": "paper",
-                "yshift": -37,
-                "xanchor": "right",
-                "showarrow": False,
-                "font": {"color": "soft"},
-            },
-        ],
-    }
-    if accuracy:
-        words = "How often each LRM agrees with held-out labels at that t (95% intervals)"
-        if not any(a["labels"] for a in accuracy):
-            words = "How often the warm LRM tells generated pictures apart at that t (no labels needed)"
-        layout["yaxis"]["domain"] = [0.36, 1]
-        layout["yaxis2"] = {
-            "domain": [0, 0.26],
-            "range": [0.38, 1.02],
-            "tickformat": ".0%",
-            "dtick": 0.25,
-            "tick0": 0.5,
-            "zeroline": False,
-            "fixedrange": True,
-        }
-        layout["xaxis"]["anchor"] = "y2"
-        layout["annotations"].append(
-            {
-                "text": words,
-                "x": 0,
-                "y": 0.27,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "font": {"color": "soft"},
-            }
-        )
-    return layout
-
-
-def _curve_line(index: int, curve: dict, thin: bool) -> dict:
-    steps = [s for s in curve["steps"] if s["score"] is not None]
-    return {
-        "type": "scatter",
-        "mode": "lines" if thin else "lines+markers",
-        "name": curve["label"],
-        "x": [s["t"] for s in steps],
-        "y": [s["score"] for s in steps],
-        "customdata": [[index, s["step"]] for s in steps],
-        "hoverinfo": "none",
-        "opacity": 0.55 if thin else 1,
-        "line": {"color": curve["color"], "width": 1.3 if thin else 2.2, "dash": curve["dash"]},
-        "marker": {"size": 5},
-    }
-
-
-def _sibling_lines(curve: dict) -> list[dict]:
-    """The candidates' spread as a band; a kept pair as a solid bar; the spread that was missing as a grey one."""
-    steps = [s for s in curve["steps"] if s.get("low") is not None]
-    if not steps:
-        return []
-    xs = [s["t"] for s in steps]
-    band = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": xs + xs[::-1],
-        "y": [s["high"] for s in steps] + [s["low"] for s in steps][::-1],
-        "fill": "toself",
-        "line": {"width": 0},
-        "fillcolor": curve["color"],
-        "opacity": 0.16,
-        "hoverinfo": "skip",
-    }
-    needed, kept = _bars("soft", 1, "dot"), _bars(curve["color"], 2.5, "solid")
-    for s in steps:
-        if s["kept"]:
-            kept["x"] += [s["t"], s["t"], None]
-            kept["y"] += [s["low"], s["high"], None]
-        elif s["threshold"] is not None and s["threshold"] < 1:
-            # the pair is kept if tanh(spread / 2) > threshold
-            half, middle = math.atanh(s["threshold"]), (s["low"] + s["high"]) / 2
-            needed["x"] += [s["t"], s["t"], None]
-            needed["y"] += [middle - half, middle + half, None]
-    return [band, needed, kept]
-
-
-def _bars(color: str, width: float, dash: str) -> dict:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [],
-        "y": [],
-        "hoverinfo": "skip",
-        "line": {"color": color, "width": width, "dash": dash},
-    }
-
-
-def _means(curves: list[dict]) -> list[tuple[dict, tuple | None]]:
-    """A bold line per policy and LRM: the mean over its seeds, as far as all of them have come; with its end label."""
-    groups = defaultdict(list)
-    for c in curves:
-        groups[c["policy"], c["lrm"]].append(c)
-    several = len({lrm for _, lrm in groups}) > 1
-    out = []
-    for (policy, lrm), members in groups.items():
-        by_t = defaultdict(list)
-        for c in members:
-            for s in c["steps"]:
-                if s["score"] is not None:
-                    by_t[s["t"]].append(s["score"])
-        ts = [t for t in sorted(by_t, reverse=True) if len(by_t[t]) == len(members)]
-        ys = [sum(by_t[t]) / len(by_t[t]) for t in ts]
-        line = {
-            "type": "scatter",
-            "mode": "lines",
-            "x": ts,
-            "y": ys,
-            "hoverinfo": "skip",
-            "name": policy,
-            "line": {"color": members[0]["color"], "width": 3.2, "dash": members[0]["dash"]},
-        }
-        out.append((line, (ys[-1], f"{policy} ({lrm})" if several else policy, members[0]["color"]) if ys else None))
-    return out
-
-
-def _end_labels(ends: list[tuple[float, str, str]], span: list[float], apart: float) -> list[dict]:
-    """Direct labels at the right end, pushed apart so that none covers another and none leaves the plot."""
-    ends = sorted(ends)
-    places = []
-    for value, _, _ in ends:
-        places.append(max(value, places[-1] + apart) if places else value)
-    for i in range(len(places) - 1, -1, -1):
-        ceiling = span[1] if i == len(places) - 1 else places[i + 1] - apart
-        places[i] = min(places[i], ceiling)
-    return [
-        {
-            "text": _short(text),
-            "x": 1,
-            "xref": "paper",
-            "xanchor": "left",
-            "xshift": 4,
-            "y": y,
-            "yref": "y",
-            "showarrow": False,
-            "font": {"color": color},
-            "hovertext": text,
-        }
-        for y, (_, text, color) in zip(places, ends, strict=True)
-    ]
-
-
-def _short(text: str, limit: int = 20) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _accuracy_lines(accuracy: dict, index: int, count: int) -> list[dict]:
-    color = "soft" if count == 1 else COLORS[index % len(COLORS)]
-    up = [h - a for h, a in zip(accuracy["high"], accuracy["accuracy"], strict=True)]
-    down = [a - low for low, a in zip(accuracy["low"], accuracy["accuracy"], strict=True)]
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "x": accuracy["t"],
-            "y": accuracy["accuracy"],
-            "yaxis": "y2",
-            "name": accuracy["lrm"],
-            "hoverinfo": "skip",
-            "line": {"color": color, "width": 1.5, "dash": DASHES[index % 4]},
-            "marker": {"color": color, "size": 5},
-            "error_y": {"type": "data", "array": up, "arrayminus": down, "thickness": 1, "width": 3},
-        }
-    ]
-
-
-def _chance_line() -> dict:
-    return {
-        "type": "line",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "yref": "y2",
-        "y0": 0.5,
-        "y1": 0.5,
-        "line": {"color": "soft", "width": 1, "dash": "dot"},
-    }

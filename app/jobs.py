@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlmodel import select
 
 from app.lab import Lab
+from app.security import annotator_name
 from lpo import config as lpo_config
 from storage import jobs as queue
 from storage.jobs import JobError
@@ -35,19 +36,26 @@ def submit(
 ) -> str:
     """Queues a job with its config frozen now and returns its id.
 
-    `supersedes` names a line of requests: an older job of the same name that has not ended is cancelled. Traces have
-    one line per study, since only the newest is looked at. Raises ConfigError or JobError, a sentence for the page.
+    `supersedes` names a line of requests, of which only the newest is looked at: an older job of the same name that has
+    not ended is cancelled. Raises ConfigError or JobError, a sentence for the page.
     """
     if kind not in LANES:
         raise JobError(f"{kind!r} is not a kind of job; allowed are {', '.join(LANES)}.")
     if kind in ("train-lrm", "train-lpo"):
         lpo_config.from_dict(lpo_config.CONFIGS[kind], config)
-    if kind == "trace" and supersedes is None:
-        supersedes = f"trace {study_id}"
     job = queue.submit(
         lab.store, kind, LANES[kind], config, study_id=study_id, supersedes=supersedes, priority=priority
     )
     return job.id
+
+
+def trace_line(lab: Lab, tab: str, request) -> str:
+    """The line of a person's traces in a tab, for `supersedes`: nobody cancels another's, nor one tab the other's.
+
+    `request` is Gradio's; a person is their annotator cookie, which outlives a reload, else the open page.
+    """
+    who = annotator_name(lab, request) or request.session_hash
+    return f"trace {tab} {lab.current_study().id} {who}"
 
 
 def stop(lab: Lab, job_id: str) -> None:

@@ -42,7 +42,8 @@ def generate(lab: Lab, text: str, each: float | None, first: str, second: str, s
     study = lab.current_study()
     policies = [choices.policy(lab, value) for value in dict.fromkeys((first, second))]
     # the sampler's settings are checked by the very class that the command line uses
-    checked = to_dict(from_dict(SampleConfig, {"policy": policies[0], "prompts": prompts, **sampler}))
+    configs = [from_dict(SampleConfig, {"policy": policy, "prompts": prompts, **sampler}) for policy in policies]
+    checked = to_dict(configs[0])
     labels.add_prompts(lab.store, study.id, prompts)
     config = {
         "prompts": prompts,

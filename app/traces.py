@@ -9,6 +9,7 @@ Scores that are complete are TraceScore rows, one per (trace, LRM); the worker (
 """
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -20,7 +21,9 @@ from PIL import Image
 from sqlmodel import select
 
 import storage
+from app import weights
 from lpo.config import Policy, TraceConfig, from_dict, to_dict
+from lpo.search_costs import count
 from storage.models import Trace, TraceScore
 
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -29,7 +32,12 @@ SIBLINGS_ONLY = {"threshold", "threshold_min", "threshold_max", "score_timestep"
 
 
 def plan(policies: list[tuple[str, dict]], config: TraceConfig) -> list[dict]:
-    """The trajectories of a request: {"key", "policy" (its name), "seed"} for every (name, Policy) and seed."""
+    """The trajectories of a request: {"key", "policy" (its name), "seed"} for every (name, Policy) and seed.
+
+    Raises ConfigError for a policy that these settings cannot follow.
+    """
+    for _, policy in policies:
+        dataclasses.replace(config, policy=from_dict(Policy, policy))
     return [
         {"key": key(policy, config.prompt, seed, config), "policy": name, "place": place, "seed": seed}
         for place, (name, policy) in enumerate(policies)
@@ -38,29 +46,16 @@ def plan(policies: list[tuple[str, dict]], config: TraceConfig) -> list[dict]:
 
 
 def key(policy: dict, prompt: str, seed: int, config: TraceConfig) -> str:
-    """Names what a trajectory and its siblings depend on, and nothing else: a new LRM finds an old trajectory again."""
-    ignored = NOT_SAMPLED if config.siblings else NOT_SAMPLED | SIBLINGS_ONLY
-    sampled = {name: value for name, value in to_dict(config).items() if name not in ignored}
+    """Names what a trajectory and its siblings depend on, and nothing else: a new LRM finds an old trajectory again.
+
+    The weights belong to it: a base folder or an adapter that was changed in place is sampled anew.
+    """
     policy = to_dict(from_dict(Policy, policy))
-    contents = [_content(Path(adapter["path"])) for adapter in policy["adapters"]]
-    text = json.dumps([policy, contents, prompt, seed, sampled], sort_keys=True)
+    shows_siblings = config.siblings or (policy["search"] or {}).get("method") == "steps"
+    ignored = NOT_SAMPLED if shows_siblings else NOT_SAMPLED | SIBLINGS_ONLY
+    sampled = {name: value for name, value in to_dict(config).items() if name not in ignored}
+    text = json.dumps([policy, weights.identity(policy), prompt, seed, sampled], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-_hashes: dict[tuple[str, int, int], str] = {}
-
-
-def _content(path: Path) -> str:
-    """The hash of an adapter's weights; a file is read again only if its size or time changed."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    out = []
-    for file in files:
-        stat = file.stat()
-        known = (str(file), stat.st_size, stat.st_mtime_ns)
-        if known not in _hashes:
-            _hashes[known] = hashlib.sha256(file.read_bytes()).hexdigest()
-        out.append(_hashes[known])
-    return " ".join(out)
 
 
 def folder(store: "storage.Storage", trace_key: str) -> Path:
@@ -100,7 +95,7 @@ def _judged(s: dict) -> dict:
     `threshold` was written by the worker, from the live scheduler.
     """
     if s.get("low") is None or s.get("threshold") is None:
-        return s
+        return s  # the candidates of a best-of-n search make no pair
     gap = math.tanh((s["high"] - s["low"]) / 2)
     kept = gap > s["threshold"]
     words = f"best − worst {gap:.2f}, threshold {s['threshold']:.2f}: {'kept' if kept else 'not kept'}"
@@ -114,6 +109,23 @@ def complete(store: "storage.Storage", planned: list[dict], lrms: list[str]) -> 
         query = select(Trace.key, TraceScore.lrm).join(TraceScore, TraceScore.trace_id == Trace.id)
         done = set(session.exec(query.where(Trace.key.in_(keys))).all())
     return all((k, lrm) in done for k in keys for lrm in lrms)
+
+
+def costs(curves: list[dict], policies: list[dict], planned: list[dict], guidance_scale: float) -> str:
+    """What a picture of each policy takes, in words; empty unless one of them searches. `policies` as in the request.
+
+    Counted on the timesteps that have been reached so far; the last step of a trajectory ends at t = 0.
+    """
+    said = {}
+    for item in planned:
+        search = from_dict(Policy, policies[item["place"]]).search
+        steps = next((c["steps"] for c in curves if c["trace"] == item["key"]), [])
+        total = next((c["total"] for c in curves if c["trace"] == item["key"]), 0)
+        spent = count(search, total, guidance_scale, [s["t"] for s in steps if s["step"] < total])
+        said.setdefault(item["policy"], (search, spent.in_words()))
+    if all(search is None for search, _ in said.values()):
+        return ""
+    return "A picture takes " + "; ".join(f"{words} ({name})" for name, (_, words) in said.items()) + "."
 
 
 def _progress(store: "storage.Storage", trace_key: str) -> list[dict]:

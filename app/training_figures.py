@@ -1,6 +1,6 @@
 """Small plots of a training run, as plain Plotly JSON: metrics rows in, the reward plot component's value out."""
 
-from app.figures import COLORS
+from app.figure_parts import COLORS
 
 BLUE, RED, GREEN, PINK = COLORS[0], COLORS[1], COLORS[2], COLORS[3]
 GAP_X, GAP_Y = 0.11, 0.24

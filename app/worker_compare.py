@@ -9,7 +9,7 @@ import json
 from PIL import Image
 
 from app.comparisons import JUDGE_FILE
-from app.worker_models import SAMPLER, batch, draw, provenance
+from app.worker_models import SAMPLER, batch, draw, provenance, spent
 from app.worker_task import Stopped, Task
 from lpo.scenes.judge import judge
 from storage import comparisons as stored
@@ -42,7 +42,10 @@ def run(task: Task) -> dict:
                 _judge(task, scores, prompt, pictures)  # after the files are written, in an order that tells nothing
         write_atomically(task.folder / JUDGE_FILE, json.dumps(scores).encode())
     stored.start_voting(task.store, comparison_id)
-    return {"comparison_id": comparison_id, "pairs": total}
+    result = {"comparison_id": comparison_id, "pairs": total}
+    if any(policy.get("search") for policy in policies):
+        result["takes"] = [spent(task, policy, sampler).in_words() for policy in policies]
+    return result
 
 
 def _judge(task: Task, scores: dict[str, float], prompt: str, pictures: list[Image.Image]) -> None:

@@ -4,7 +4,6 @@ One base and a few LRMs stay in memory between requests, so that the next one st
 an accelerator they are let go after every job, and on the CPU they use the cores that the training leaves.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from app.weights import base_identity, content_hash, lrm_hash
 from app.worker_device import interactive_threads, is_training
 from app.worker_task import Task
-from lpo.backbones import Backbone, load_policy
+from lpo.backbones import Backbone, load_policy, use_adapters
 from lpo.backbones.lora import weights_file
 from lpo.config import Policy, from_dict
 from lpo.reward_model import LatentRewardModel
 from lpo.sampling import sample_latents, to_pil
+from lpo.search import costs, require_fit, search_latents
+from lpo.search_costs import Costs
 from storage import Storage
 
 MOST_LRMS = 4
@@ -38,16 +40,28 @@ class Models:
         """Takes the cores that are free now; called before every piece of work."""
         torch.set_num_threads(interactive_threads(is_training(store)))
 
-    def policy(self, policy: Policy, device: str, dtype: str = "float32") -> Backbone:
+    def policy(
+        self, policy: Policy, device: str, dtype: str = "float32", allow_mismatch: bool = False
+    ) -> Backbone:
         """The policy, ready to draw. Ask again after any other use of the models: its adapters may have changed."""
-        key = (policy.base, device, dtype)
+        key = (policy.base, base_identity(policy.base), device, dtype)
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None  # freed before the next one is loaded
-            self._backbone = (key, load_policy(policy, device, dtype))
+            self._backbone = (key, load_policy(policy, device, dtype, allow_mismatch))
         backbone = self._backbone[1]
-        if backbone.policy != policy:
-            backbone.set_adapters(policy.adapters)
+        if backbone.policy.adapters != policy.adapters:
+            use_adapters(backbone, policy.adapters, allow_mismatch)
         return backbone
+
+    def chooser(
+        self, policy: Policy, backbone: Backbone, device: str, dtype: str = "float32", allow_mismatch: bool = False
+    ) -> LatentRewardModel | None:
+        """The LRM of the policy's search, None without one. ConfigError if it judges another latent space."""
+        if policy.search is None:
+            return None
+        lrm = self.lrm(policy.search.lrm, policy.base, device, dtype)
+        require_fit(lrm, policy, backbone, allow_mismatch)
+        return lrm
 
     def lrm(self, path: str, base: str, device: str, dtype: str = "float32") -> LatentRewardModel:
         """The LRM at `path` ('scenes' is the shipped one); an official folder takes its tokenizer from `base`."""
@@ -78,17 +92,23 @@ def draw(task: Task, policy: dict, rows: Sequence[tuple[int, str]], sampler: dic
     """One picture per (seed, prompt), the same ones that `python -m lpo sample` draws."""
     task.worker.models.breathe(task.store)
     size, backbone, pictures = batch(task, policy), _ready(task, policy), []
+    plan = from_dict(Policy, policy)
+    lrm = task.worker.models.chooser(plan, backbone, task.device)
+    settings = backbone.latent_shape(), sampler["steps"], sampler["guidance_scale"], sampler["eta"]
     for start in range(0, len(rows), size):
-        latents = sample_latents(
-            backbone,
-            rows[start : start + size],
-            backbone.latent_shape(),
-            sampler["steps"],
-            sampler["guidance_scale"],
-            sampler["eta"],
-        )
+        part = rows[start : start + size]
+        if lrm is None:
+            latents = sample_latents(backbone, part, *settings)
+        else:
+            latents = search_latents(backbone, lrm, plan.search, part, *settings, batch_size=size).latents
         pictures += to_pil(backbone.decode(latents))
     return pictures
+
+
+def spent(task: Task, policy: dict, sampler: dict) -> Costs:
+    """What a picture of this policy takes."""
+    backbone, plan = _ready(task, policy), from_dict(Policy, policy)
+    return costs(backbone, plan.search, sampler["steps"], sampler["guidance_scale"], sampler["eta"])
 
 
 def _ready(task: Task, policy: dict) -> Backbone:
@@ -96,24 +116,17 @@ def _ready(task: Task, policy: dict) -> Backbone:
 
 
 def provenance(policy: dict, sampler: dict, seed: int) -> dict:
-    """Where a picture comes from, adapters with the hash of their weights: enough to draw it again."""
+    """Where a picture comes from, adapters and a search's LRM with the hash of their weights: enough to draw it
+    again."""
+    search = policy.get("search")
     adapters = [
         {"path": each["path"], "strength": each.get("strength", 1.0), "hash": content_hash(weights_file(each["path"]))}
         for each in policy.get("adapters", [])
     ]
-    return {"policy": {"base": policy["base"], "adapters": adapters}, "scheduler": "DDIM", **sampler, "seed": seed}
-
-
-_hashes: dict[tuple[str, int, int], str] = {}
-
-
-def content_hash(file: Path) -> str:
-    """sha256 of a file; read again only when its size or time changed."""
-    stat = file.stat()
-    key = (str(file), stat.st_size, stat.st_mtime_ns)
-    if key not in _hashes:
-        _hashes[key] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return _hashes[key]
+    made_by = {"base": policy["base"], "adapters": adapters}
+    if search:
+        made_by["search"] = {**search, "hash": lrm_hash(search["lrm"])}
+    return {"policy": made_by, "scheduler": "DDIM", **sampler, "seed": seed}
 
 
 def _changed(path: str) -> float:

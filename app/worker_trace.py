@@ -1,10 +1,13 @@
-"""Traces: samples the trajectories that the Curves tab asked for, scores them, and shows every step as it comes.
+"""Traces: samples the trajectories that a tab asked for, scores them, and shows every step as it comes.
 
 A trajectory that is stored already is not sampled again; an LRM that has not seen it yet scores it from the file.
-What the page reads meanwhile is described in app/traces.py.
+What the page reads meanwhile is described in app/traces.py. Of a best-of-n search the plain candidate's curve grows
+among the others' until the best is known; then its own takes the place, with its pictures.
 """
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -12,12 +15,22 @@ from torch import Tensor
 from app import traces
 from app.worker_task import Stopped, Task
 from lpo.backbones import Backbone
-from lpo.backbones.latent_space import require_same
 from lpo.config import Policy, TraceConfig, from_dict, to_dict
-from lpo.lrm_files import latent_space
 from lpo.reward_model import LatentRewardModel
 from lpo.sampling import to_pil
-from lpo.trace import collect, load_trace, replay, save_trace, score_siblings, score_step, step_thresholds, trace
+from lpo.search import best, require_fit
+from lpo.trace import (
+    collect,
+    load_trace,
+    replay,
+    save_trace,
+    score_candidates,
+    score_siblings,
+    score_step,
+    step_thresholds,
+    take,
+    trace,
+)
 from storage import traces as stored_traces
 
 PICTURE_QUALITY = 90
@@ -39,10 +52,11 @@ def run(task: Task) -> dict:
         fresh = [item for item in planned if stored_traces.find_trace(task.store, item["key"]) is None]
         backbone = models.policy(policy, device, config.dtype)
         for lrm in lrms.values():
-            spaces = latent_space(lrm, policy.base), backbone.fingerprint()
-            require_same(*spaces, lrm.name, policy.base, config.allow_latent_mismatch)
+            require_fit(lrm, policy, backbone, config.allow_latent_mismatch)
         if fresh:
-            _sample(task, config, policy, backbone, lrms, fresh, (place, len(request["policies"])))
+            chooser = models.chooser(policy, backbone, device, config.dtype, config.allow_latent_mismatch)
+            part = place, len(request["policies"])
+            _sample(Work(task, config, policy, backbone, lrms, chooser, fresh, part))
         for item in planned:
             if item not in fresh:
                 _score_again(task, config, backbone, lrms, item["key"])
@@ -51,77 +65,158 @@ def run(task: Task) -> dict:
     return {"traces": len(shown)}
 
 
-def _sample(
-    task: Task,
-    config: TraceConfig,
-    policy: Policy,
-    backbone: Backbone,
-    lrms: dict[str, LatentRewardModel],
-    planned: list[dict],
-    place: tuple[int, int],
-) -> None:
+@dataclass(frozen=True)
+class Work:
+    """What `_sample` needs: the trajectories `planned` of one policy, the `place`-th of so many."""
+
+    task: Task
+    config: TraceConfig
+    policy: Policy
+    backbone: Backbone
+    lrms: dict[str, LatentRewardModel]
+    chooser: LatentRewardModel | None  # of the policy's search
+    planned: list[dict]
+    place: tuple[int, int]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [item["seed"] for item in self.planned]
+
+    def folder(self, b: int) -> Path:
+        return traces.folder(self.task.store, self.planned[b]["key"])
+
+    def say(self, step: int, doing: str) -> None:
+        done = (self.place[0] + step / self.config.steps) / self.place[1]
+        which = f" of policy {self.place[0] + 1} of {self.place[1]}" if self.place[1] > 1 else ""
+        self.task.say(done, f"{doing}: step {step} of {self.config.steps}{which}")
+
+
+def _sample(work: Work) -> None:
     """All seeds of one policy together; every step is on the page before the next one is computed."""
-    seeds = [item["seed"] for item in planned]
-    folders = [traces.folder(task.store, item["key"]) for item in planned]
-    for folder in folders:
-        (folder / "x0").mkdir(parents=True, exist_ok=True)
-        (folder / "progress.jsonl").write_text("")
-    limits = _thresholds(config, backbone)
-    rows: dict[str, list[list[dict]]] = {path: [[] for _ in seeds] for path in lrms}
-    spread: dict[str, dict | None] = dict.fromkeys(lrms)  # of the siblings that the step before drew
-    items = []
+    config, search, task = work.config, work.policy.search, work.task
+    for b in range(len(work.planned)):
+        (work.folder(b) / "x0").mkdir(parents=True, exist_ok=True)
+        for old in (work.folder(b) / "x0").iterdir():  # of a trace that was stopped
+            old.unlink()
+        _write_progress(work.folder(b), [])
     steps = trace(
-        backbone, config.prompt, seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
-        config.height, config.width, config.negative_prompt,
+        work.backbone, config.prompt, work.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
+        config.height, config.width, config.negative_prompt, search, work.chooser,
     )  # fmt: skip
-    for item in steps:
-        if task.stopping:
-            raise Stopped
-        _show(task, backbone, folders, rows, lrms, config.prompt, item, item["x0"], spread)
-        spread = {
-            path: score_siblings(lrm, item, config.prompt, limits[item["step"]], config.score_timestep)
-            for path, lrm in lrms.items()
-        }
-        items.append({name: value for name, value in item.items() if name != "siblings"})
-        done = (place[0] + (item["step"] + 1) / config.steps) / place[1]
-        which = f" of policy {place[0] + 1} of {place[1]}" if place[1] > 1 else ""
-        task.say(done, f"Sampling: step {item['step'] + 1} of {config.steps}{which}")
-    end = {"step": config.steps, "t": 0, "x_t": items[-1]["next"]}
-    _show(task, backbone, folders, rows, lrms, config.prompt, end, items[-1]["next"], spread)
-    meta = {"policy": to_dict(policy), "config": to_dict(config)}
-    for b, (kept, item) in enumerate(zip(collect(items, config.prompt, seeds, meta), planned, strict=True)):
-        save_trace(kept, folders[b] / FILE)
+    if search is not None and search.method == "best-of-n":
+        items, everyone, rows = _best(work, steps)
+    else:
+        (items, rows), everyone = _followed(work, steps), None
+    meta = {"policy": to_dict(work.policy), "config": to_dict(config)}
+    kept = collect(items, config.prompt, work.seeds, meta, everyone)
+    for b, (stored, item) in enumerate(zip(kept, work.planned, strict=True)):
+        save_trace(stored, work.folder(b) / FILE)
         row = stored_traces.add_trace(
-            task.store, key=item["key"], path=folders[b], prompt=config.prompt, seed=item["seed"],
+            task.store, key=item["key"], path=work.folder(b), prompt=config.prompt, seed=item["seed"],
             policy=meta["policy"], config=meta["config"], study_id=task.job.study_id, job_id=task.job.id,
         )  # fmt: skip
-        for path in lrms:
+        for path in work.lrms:
             stored_traces.save_scores(task.store, row.id, path, rows[path][b])
 
 
-def _show(
-    task: Task,
-    backbone: Backbone,
-    folders: list[Path],
-    rows: dict[str, list[list[dict]]],
-    lrms: dict[str, LatentRewardModel],
-    prompt: str,
-    item: dict,
-    latents: Tensor,
-    spread: dict[str, dict | None],
-) -> None:
-    """Scores one step of every seed and puts it, with its picture, where the page looks. Appends to `rows`."""
-    for path, lrm in lrms.items():
-        for b, score in enumerate(score_step(lrm, item, prompt)):
-            rows[path][b].append(_row(item, score, spread[path], b))
-    for b, picture in enumerate(to_pil(backbone.decode(latents))):
-        target = traces.picture_path(task.store, folders[b].name, item["step"])
+def _followed(work: Work, steps: Iterator[dict]) -> tuple[list[dict], dict[str, list[list[dict]]]]:
+    """The items of trajectories that are known from the start, and their rows by LRM and seed."""
+    config, limits, items = work.config, _thresholds(work.config, work.backbone), []
+    rows: dict[str, list[list[dict]]] = {path: [[] for _ in work.seeds] for path in work.lrms}
+    spread: dict[str, dict | None] = dict.fromkeys(work.lrms)  # of the siblings that the step before drew
+
+    def show(item: dict, latents: Tensor) -> None:
+        for path, lrm in work.lrms.items():
+            for b, score in enumerate(score_step(lrm, item, config.prompt)):
+                rows[path][b].append(_row(item, score, spread[path], b))
+        _show_pictures(work, item["step"], latents)
+        _show_rows(work, rows)
+
+    for item in steps:
+        if work.task.stopping:
+            raise Stopped
+        show(item, item["x0"])
+        spread = {
+            path: score_siblings(lrm, item, config.prompt, limits[item["step"]], config.score_timestep)
+            for path, lrm in work.lrms.items()
+        }
+        items.append({name: value for name, value in item.items() if name != "siblings"})
+        work.say(item["step"] + 1, "Sampling")
+    show(_end(items), items[-1]["next"])
+    return items, rows
+
+
+def _best(work: Work, steps: Iterator[dict]) -> tuple[list[dict], list[dict], dict[str, list[list[dict]]]]:
+    """The items of the best candidates, of all candidates, and the best ones' rows by LRM and seed."""
+    config, seeds, items = work.config, len(work.planned), []
+    scores: dict[str, list[list[float]]] = {path: [] for path in work.lrms}  # per step those of all candidates
+
+    def rows(chosen: list[int]) -> dict[str, list[list[dict]]]:
+        points = [*items, _end(items)] if len(items) == config.steps else items
+        return {
+            path: [
+                [_among(item, of[b::seeds], chosen[b]) for item, of in zip(points, every, strict=False)]
+                for b in range(seeds)
+            ]
+            for path, every in scores.items()
+        }
+
+    def score(item: dict) -> None:
+        for path, lrm in work.lrms.items():
+            scores[path].append(score_step(lrm, item, config.prompt))
+
+    for item in steps:
+        if work.task.stopping:
+            raise Stopped
+        score(item)
+        items.append(item)
+        _show_rows(work, rows([0] * seeds))
+        work.say(item["step"] + 1, f"Sampling {work.policy.search.candidates} candidates")
+    score(_end(items))
+    _, chosen = best(work.chooser, items[-1]["next"], [config.prompt] * seeds)
+    found, taken = rows(chosen.tolist()), take(items, chosen)
+    _show_rows(work, found)
+    for item in taken:
+        _show_pictures(work, item["step"], item["x0"])
+    _show_pictures(work, config.steps, taken[-1]["next"])
+    return taken, items, found
+
+
+def _end(items: list[dict]) -> dict:
+    """The finished latents as one more point, at t = 0."""
+    return {"step": len(items), "t": 0, "x_t": items[-1]["next"]}
+
+
+def _among(item: dict, scores: list[float], chosen: int) -> dict:
+    """One step of the chosen candidate's curve, with the spread of all candidates."""
+    row = {"step": item["step"], "t": item["t"], "score": scores[chosen]}
+    return {**row, "low": min(scores), "high": max(scores)}
+
+
+def _show_pictures(work: Work, step: int, latents: Tensor) -> None:
+    """Puts the picture of one step of every seed where the page looks."""
+    for b, picture in enumerate(to_pil(work.backbone.decode(latents))):
+        target = traces.picture_path(work.task.store, work.folder(b).name, step)
         partial = target.with_suffix(".partial")
         picture.save(partial, "WEBP", quality=PICTURE_QUALITY)
         partial.replace(target)
-        scores = {path: rows[path][b][-1] for path in lrms}
-        with open(folders[b] / "progress.jsonl", "a") as file:
-            file.write(json.dumps({"step": item["step"], "t": item["t"], "scores": scores}) + "\n")
+
+
+def _show_rows(work: Work, rows: dict[str, list[list[dict]]]) -> None:
+    """Puts the rows of every seed so far, by LRM, where the page looks."""
+    for b in range(len(work.planned)):
+        points = zip(*(rows[path][b] for path in work.lrms), strict=True)
+        lines = [
+            {"step": row[0]["step"], "t": row[0]["t"], "scores": dict(zip(work.lrms, row, strict=True))}
+            for row in points
+        ]
+        _write_progress(work.folder(b), lines)
+
+
+def _write_progress(folder: Path, lines: list[dict]) -> None:
+    partial = folder / "progress.partial"
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial.replace(folder / "progress.jsonl")
 
 
 def _row(item: dict, score: float, siblings: dict | None, b: int) -> dict:
@@ -145,15 +240,16 @@ def _score_again(
     kept = load_trace(stored_traces.trace_path(task.store, found) / FILE)
     limits = _thresholds(config, backbone)
     for path, lrm in missing.items():
-        rows, siblings = [], None
-        for item in replay(kept, config.siblings):
+        rows, siblings, among = [], None, score_candidates(lrm, kept)
+        for item in replay(backbone, kept, config.siblings):
             if task.stopping:
                 raise Stopped
-            item = {k: v.to(backbone.device) if isinstance(v, Tensor) else v for k, v in item.items()}
             rows.append(_row(item, score_step(lrm, item, kept.prompt)[0], siblings, 0))
             siblings = score_siblings(lrm, item, kept.prompt, limits[item["step"]], config.score_timestep)
         end = {"step": len(rows), "t": 0, "x_t": kept.x_t[-1][None].to(backbone.device)}
         rows.append(_row(end, score_step(lrm, end, kept.prompt)[0], siblings, 0))
+        if among is not None:
+            rows = [{**row, "low": min(of), "high": max(of)} for row, of in zip(rows, among, strict=True)]
         stored_traces.save_scores(task.store, found.id, path, rows)
 
 

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from PIL import Image
 
 from lpo.backbones import Backbone, load_policy
-from lpo.backbones.latent_space import require_same
 from lpo.config import ConfigError, SampleConfig, TraceConfig, to_dict
-from lpo.lrm_files import latent_space
 from lpo.prompts import read_prompts
 from lpo.reward_model import LatentRewardModel
 from lpo.run_dir import STOPPED, Run, write_json
 from lpo.sampling import sample, to_pil
-from lpo.search import best, costs, costs_in_words, load_lrm, sample_searched
+from lpo.search import best, costs, load_lrm, require_fit, sample_searched
 from lpo.trace import (
     collect,
     save_trace,
@@ -35,7 +33,7 @@ def run_sample(config: SampleConfig, run: Run) -> int:
         prompts = read_prompts(prompts[0])
     if not prompts or not config.seeds:
         raise ConfigError("sample needs at least one prompt and one seed.")
-    policy = load_policy(config.policy, config.device, config.dtype)
+    policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
     total, files = len(prompts) * len(config.seeds), []
     for done, (index, seed, picture, scores) in enumerate(_pictures(config, policy, prompts), 1):
         name = f"samples/prompt{index}_seed{seed}.png"
@@ -50,7 +48,7 @@ def run_sample(config: SampleConfig, run: Run) -> int:
     spent = costs(policy, config.policy.search, config.steps, config.guidance_scale, config.eta, shape)
     evaluations = {"policy": spent.policy, "lrm": spent.lrm}
     run.finish({"pictures": files, "policy": to_dict(config.policy), "evaluations_per_picture": evaluations})
-    run.log(f"{total} pictures in {run.samples}; each took {costs_in_words(spent)}")
+    run.log(f"{total} pictures in {run.samples}; each took {spent.in_words()}")
     return 0
 
 
@@ -75,15 +73,14 @@ def run_trace(config: TraceConfig, run: Run) -> int:
     """traces/seed<s>.safetensors, the finished pictures, and scores.json: scores of every LRM at every timestep."""
     if not config.prompt or not config.seeds:
         raise ConfigError("trace needs a prompt and at least one seed.")
-    policy = load_policy(config.policy, config.device, config.dtype)
-    search, own = config.policy.search, policy.fingerprint()
-    chooser = None
+    policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
+    search, chooser = config.policy.search, None
     if search is not None:
         chooser = load_lrm(config.policy, policy, config.device, config.dtype, config.allow_latent_mismatch)
     lrms = {}
     for name in config.lrm:
         lrm = LatentRewardModel.from_pretrained(name, config.policy.base, config.device, config.dtype)
-        require_same(latent_space(lrm, config.policy.base), own, name, config.policy.base, config.allow_latent_mismatch)
+        require_fit(lrm, config.policy, policy, config.allow_latent_mismatch)
         lrms[name] = lrm
     limits = step_thresholds(
         policy, config.steps, config.eta, config.threshold, config.threshold_min, config.threshold_max
@@ -128,5 +125,5 @@ def run_trace(config: TraceConfig, run: Run) -> int:
     }
     write_json(run.path / "scores.json", scores)
     run.finish({"scores": "scores.json", "traces": [f"traces/seed{s.seed}.safetensors" for s in traces]})
-    run.log(f"{len(traces)} trajectories in {run.path / 'traces'}; each took {costs_in_words(spent)}")
+    run.log(f"{len(traces)} trajectories in {run.path / 'traces'}; each took {spent.in_words()}")
     return 0

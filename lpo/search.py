@@ -25,17 +25,9 @@ from lpo.config import Policy, Search
 from lpo.lrm_files import latent_space
 from lpo.reward_model import LatentRewardModel
 from lpo.sampling import Row, sample_latents, sibling_noise, to_pil
+from lpo.search_costs import Costs, count
 
 FINISHED_T = 0  # finished latents are scored at the timestep at which the curves end
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What one picture takes: evaluations of the policy's network (with guidance a step takes two), and latents scored
-    by the LRM (each the early half of its network, both guidance branches)."""
-
-    policy: int
-    lrm: int
 
 
 @dataclass(frozen=True)
@@ -61,8 +53,13 @@ def load_lrm(
 ) -> LatentRewardModel:
     """The LRM of the policy's search. ConfigError if it cannot be loaded or judges another latent space."""
     lrm = LatentRewardModel.from_pretrained(policy.search.lrm, policy.base, device, dtype)
-    require_same(latent_space(lrm, policy.base), backbone.fingerprint(), policy.search.lrm, policy.base, allow_mismatch)
+    require_fit(lrm, policy, backbone, allow_mismatch)
     return lrm
+
+
+def require_fit(lrm: LatentRewardModel, policy: Policy, backbone: Backbone, allow_mismatch: bool = False) -> None:
+    """ConfigError with one sentence if the LRM judges another latent space than the policy's."""
+    require_same(latent_space(lrm, policy.base), backbone.fingerprint(), lrm.name, policy.base, allow_mismatch)
 
 
 class StepSearch:
@@ -175,21 +172,10 @@ def costs(
     eta: float,
     shape: tuple[int, int, int] | None = None,
 ) -> Costs:
-    """What one picture of this policy takes, from the live schedule."""
-    plain = steps * (1 if guidance_scale == 1 else 2)
-    if search is None:
-        return Costs(plain, 0)
-    if search.method == "best-of-n":
-        return Costs(plain * search.candidates, search.candidates)
+    """What one picture takes on the live schedule."""
     pairs = list(transitions(backbone.timesteps(steps, shape)))
     noisy = [t for t, prev_t in pairs if bool((backbone.step_std(t, prev_t, eta) > 0).all())]
-    return Costs(plain, search.candidates * sum(search.covers(t) for t in noisy))
-
-
-def costs_in_words(spent: Costs) -> str:
-    """'40 evaluations of the network, 76 latents scored by the LRM'."""
-    scored = f", {spent.lrm} latents scored by the LRM" if spent.lrm else ""
-    return f"{spent.policy} evaluations of the network{scored}"
+    return count(search, steps, guidance_scale, noisy)
 
 
 def _chunks(rows: Sequence, size: int) -> Iterator[list]:

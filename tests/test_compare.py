@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from app import comparisons
+from app import choices, comparisons
 from app.comparisons import Side
-from app.tabs import compare, compare_form
+from app.tabs import compare, compare_form, search_form
 from storage import checkpoints, jobs, labels, studies
 from storage import comparisons as stored
 
@@ -251,6 +251,50 @@ def test_earlier_checkpoints_are_offered(lab, run, voter):
     answer(lab, comparison_id, voter, 6, "a")
     html = compare.draw(lab, comparison_id, None)[9]
     assert "over-optimised" in html and "step 20, 40" in html
+
+
+def test_a_search_is_a_policy_of_its_own(lab, run):
+    best = search_form.add(lab, "base", "best-of-n", "scenes", 4, 0, 1000)
+    steps = search_form.add(lab, str(run[2].id), "steps", "scenes", 3, 200, 900)
+    assert [value for _, value in choices.sampling_policies(lab)[-2:]] == [steps, best]
+    assert search_form.name_of(lab, steps) == "LPO 1, step 60 + steps × 3, t 200–900 (Scenes, as shipped)"
+    assert [value for _, value in choices.policies(lab)] == ["base", *(str(r.id) for r in reversed(run))]
+    searched = comparisons.policy_of(lab, Side(steps, 0.5))
+    assert searched["search"] == {"method": "steps", "lrm": "scenes", "candidates": 3, "t_min": 200, "t_max": 900}
+    assert searched["adapters"] == [{"path": run[2].path, "strength": 0.5}]
+    with pytest.raises(ValueError, match="set eta above 0"):
+        comparisons.create(lab, Side("base"), Side(steps), count=3)
+    comparison_id = comparisons.create(lab, Side(best), Side(steps), count=3, sampler={"eta": 1.0})
+    row = stored.get_comparison(lab.store, comparison_id)
+    assert comparisons.names(lab, row) == (
+        "base + best of 4 (Scenes, as shipped)",
+        "LPO 1, step 60 + steps × 3, t 200–900 (Scenes, as shipped)",
+    )
+    choices.forget_searches(lab)
+    assert choices.sampling_policies(lab) == choices.policies(lab)
+    assert compare_form.fill(lab, row, False)[:4] == [best, 1.0, steps, 1.0]  # "Vote again" brings them back
+    earlier = compare_form.fill(lab, row, True)[2]
+    assert choices.split(earlier) == (str(run[1].id), choices.split(steps)[1])
+    seconds = [compare_form.estimate(compare_form.HELD_OUT, 10, 1, "", "base", b)[0] for b in ("base", best, steps)]
+    assert len(set(seconds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (("base", "steps", None, 4, 0, 1000), "No LRM is chosen"),
+        (("base", "steps", "scenes", None, 0, 1000), "candidates is empty"),
+        (("base", "steps", "scenes", 1, 0, 1000), "nothing to choose from"),
+        (("base", "steps", "scenes", 65, 0, 1000), "candidates is 65"),
+        (("base", "steps", "scenes", 4, 900, 100), "t_min"),
+        (("base", "steps", "77", 4, 0, 1000), "is gone"),
+        (("77", "steps", "scenes", 4, 0, 1000), "is gone"),
+    ],
+)
+def test_a_search_that_cannot_be_is_one_sentence(lab, study, values, sentence):
+    with pytest.raises(ValueError, match=rf"^[^\n]*{sentence}[^\n]*$"):
+        search_form.add(lab, *values)
+    assert choices.sampling_policies(lab) == [("base", "base")]
 
 
 def test_texts_are_escaped(lab, run, voter):

@@ -79,6 +79,44 @@ def test_vote_blind_then_see_the_verdict(comparison, start_server, page):
     assert any("/api/pairs/next" in url for url in told)
 
 
+@pytest.fixture
+def ended(tmp_path):
+    """A data folder whose newest comparison, of the base against a search, has ended; of three steps, to be quick."""
+    store = storage.open(tmp_path / "lab")
+    study = studies.create_study(store, "Scenes", salt="scenes")
+    search = {"method": "steps", "lrm": "scenes", "candidates": 2, "t_min": 0, "t_max": 1000}
+    policies = {"base": "scenes", "adapters": []}, {"base": "scenes", "adapters": [], "search": search}
+    sampler = {"steps": 3, "guidance_scale": 2.0, "eta": 1.0}
+    row = comparisons.create_comparison(
+        store, study.id, *policies, prompts=PROMPTS[:1], seeds=[5, 6], votes=1, sampler=sampler
+    )
+    comparisons.abandon(store, row.id)
+    store.close()
+
+
+def test_trace_both_follows_both_policies_with_the_real_worker(ended, start_server, page, tmp_path):
+    server = start_server()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_default_timeout(120_000)
+    page.goto(server.url)
+    page.get_by_role("tab", name="Compare").click()
+    page.wait_for_selector("#compare-title :text('base + steps × 2')")
+    page.click("#compare-curves button >> nth=0")
+    page.click("#compare-curves-go")
+    page.wait_for_function("document.querySelectorAll('#compare-curves-plot .rp-card img').length === 4")
+    page.wait_for_function("document.querySelector('#compare-curves-status').innerText.trim() === ''")
+    note = page.inner_text("#compare-curves-plot .rp-note")
+    assert "6 network evaluations (base)" in note and "6 network evaluations + 6 latents scored" in note
+    names = page.locator("#compare-curves-plot .rp-card b").all_inner_texts()
+    assert names == ["base", "base + steps × 2 (Scenes, as shipped)"] * 2  # a row per seed, side by side
+    store = storage.open(tmp_path / "lab")
+    job = jobs.list_jobs(store, kinds=("trace",))[0]
+    store.close()
+    assert job.state == "done" and job.supersedes.startswith("trace compare")
+    assert not errors
+
+
 def texts(finished) -> dict[str, str]:
     """The bodies of all finished responses that are text, by URL with a number in front."""
     found = {}

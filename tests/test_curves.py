@@ -137,12 +137,12 @@ class Form:
 def test_a_request_that_cannot_be_traced_is_one_sentence(lab, changes, sentence):
     asked = {"prompt": "a star", "seeds": "0 1", "policies": ["base"], "lrms": ["scenes"], **changes}
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        curves.plan(lab, Form(), *asked.values(), ())
+        curves.plan(lab, Form(), *asked.values(), (), "line")
     assert sentence in str(caught.value)
 
 
 def test_a_request_becomes_one_job_and_is_remembered_for_its_study(lab):
-    request = curves.plan(lab, Form(), " a star ", "0 1", ["base"], ["scenes"], ())
+    request = curves.plan(lab, Form(), " a star ", "0 1", ["base"], ["scenes"], (), "line")
     assert [t["seed"] for t in request["traces"]] == [0, 1]
     curves.remember(lab, {"request": request})
     assert curves.last_choice(lab)["request"] == request
@@ -154,13 +154,13 @@ def test_a_request_becomes_one_job_and_is_remembered_for_its_study(lab):
 
 
 def test_what_is_stored_already_asks_for_no_job(lab):
-    request = curves.plan(lab, Form(), "a star", "0", ["base"], ["scenes"], ())
+    request = curves.plan(lab, Form(), "a star", "0", ["base"], ["scenes"], (), "line")
     key = request["traces"][0]["key"]
     folder = traces.folder(lab.store, key)
     folder.mkdir()
     row = stored.add_trace(lab.store, key=key, path=folder, prompt="a star", seed=0, policy={}, config={})
     stored.save_scores(lab.store, row.id, "scenes", [{"step": 0, "t": 951, "score": 1.5}])
-    again = curves.plan(lab, Form(), "a star", "0", ["base"], ["scenes"], ())
+    again = curves.plan(lab, Form(), "a star", "0", ["base"], ["scenes"], (), "line")
     assert again["job"] is None
     _, value, timer = curves.draw(lab, again, False)
     assert value["rows"][0]["score"] == 1.5

@@ -117,6 +117,29 @@ def test_curves_come_back_and_hovering_shows_the_predicted_picture(page_of):
     assert not errors
 
 
+def test_a_search_becomes_a_policy_and_bad_settings_are_told(page_of, tmp_path):
+    page, errors = page_of(make_trace, "curves")
+    page.wait_for_selector("#curves-plot .rp-card img")
+    page.click("#curves-search button >> nth=0")
+    page.fill("#curves-search-candidates input", "65")
+    page.click("#curves-search-add")
+    page.wait_for_selector("#curves-search-told :text('candidates is 65')")
+    page.fill("#curves-search-candidates input", "3")
+    page.click("#curves-search-add")
+    page.wait_for_selector("#curves-search-told :text('base + best of 3 (Scenes, as shipped)')")
+    page.click("#curves-trace")
+    page.wait_for_selector("#curves-status :text('Waiting for the worker')")
+    store = storage.open(tmp_path / "lab")
+    job = queue.list_jobs(store, kinds=("trace",), states=("queued",))[0]
+    store.close()
+    assert [(policy.get("search") or {}).get("candidates") for policy in job.config["policies"]] == [None, 3]
+    page.reload()  # the list keeps it
+    page.click("#tab-curves-button")
+    page.wait_for_selector("#curves-status :text('Waiting for the worker')")
+    assert page.locator("text=base + best of 3 (Scenes, as shipped)").count() > 0
+    assert not errors
+
+
 def make_runs(lab):
     """A finished LRM, and an LPO run that was stopped."""
     study = lab.current_study().id

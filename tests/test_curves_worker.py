@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+import lpo.search
 from app import traces, worker_trace
 from app.worker_models import Models
 from app.worker_task import Stopped
 from lpo.backbones import load_policy
-from lpo.config import ConfigError, Policy, TraceConfig, to_dict
+from lpo.config import ConfigError, Policy, Search, TraceConfig, to_dict
 from lpo.reward_model import LatentRewardModel
 from lpo.trace import load_trace, score_trace
 from storage import jobs
@@ -45,11 +46,11 @@ class Task:
         pass
 
 
-def request(config=CONFIG, lrms=(("golden", LRM),)):
-    planned = traces.plan([("base", POLICY)], config)
+def request(config=CONFIG, lrms=(("golden", LRM),), policy=POLICY):
+    planned = traces.plan([("base", policy)], config)
     return {
         "trace": to_dict(config),
-        "policies": [POLICY],
+        "policies": [policy],
         "traces": planned,
         "lrms": list(lrms),
         "total": config.steps,
@@ -133,7 +134,7 @@ def test_a_stopped_trace_shows_its_steps_and_can_be_done_again(store):
 
 def test_an_lrm_of_another_latent_space_is_refused_with_one_sentence(store, monkeypatch):
     monkeypatch.setattr(
-        worker_trace,
+        lpo.search,
         "latent_space",
         lambda lrm, base: {**load_policy(Policy(BASE), "cpu").fingerprint(), "channels": 16},
     )
@@ -162,6 +163,66 @@ def test_keys_name_what_is_sampled_and_nothing_else(tmp_path):
     first = key(policy)
     adapter.write_bytes(b"other")
     assert key(policy) != first
+
+
+def test_weights_changed_in_place_are_another_key(tmp_path):
+    """A base folder is known by its files' names, sizes and times; an LRM that searches by its content."""
+    base, lrm = tmp_path / "base", tmp_path / "lrm"
+    for folder in (base / "unet", lrm):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"one")
+
+    def key(**search):
+        policy = {"base": str(base), "adapters": []} | ({"search": {**search, "lrm": str(lrm)}} if search else {})
+        return traces.key(policy, "a star", 1, CONFIG)
+
+    keys = [key(), key(method="steps"), key(method="steps", candidates=3), key(method="best-of-n")]
+    (lrm / "model.safetensors").write_bytes(b"two")
+    assert key() == keys[0]
+    keys.append(key(method="steps"))
+    (base / "unet" / "model.safetensors").write_bytes(b"three")
+    keys += [key(), key(method="steps")]
+    assert len(set(keys)) == len(keys)
+    assert traces.key({**POLICY, "base": "owner/never-downloaded"}, "a star", 1, CONFIG)
+
+
+@pytest.mark.parametrize("search", [Search("steps", LRM, 4, 200, 800), Search("best-of-n", LRM, 4)])
+def test_a_search_is_followed_with_its_candidates_live_and_by_a_new_lrm(store, other_lrm, search):
+    policy = to_dict(Policy(BASE, search=search))
+    wanted = request(policy=policy)
+    task = Task(store, wanted)
+    worker_trace.run(task)
+    lrm = LatentRewardModel.from_pretrained(LRM, BASE, "cpu")
+    for curve, item in zip(traces.curves(store, wanted["traces"], wanted["lrms"], 4), wanted["traces"], strict=True):
+        kept = load_trace(store.traces_dir / item["key"] / "trace.safetensors")
+        assert kept.search == search
+        scores = [s["score"] for s in curve["steps"]]
+        torch.testing.assert_close(torch.tensor(scores), torch.tensor(score_trace(lrm, kept)), rtol=1e-3, atol=1e-3)
+        if search.method == "best-of-n":  # the best at the end, among all from the start
+            assert all(s["low"] <= s["score"] <= s["high"] and "gap" not in s for s in curve["steps"])
+            assert curve["steps"][-1]["score"] == curve["steps"][-1]["high"] > curve["steps"][-1]["low"]
+        else:  # t = 751, 501, 251, 1: the best of the siblings that three of the steps drew, plain siblings else
+            assert [s["t"] for s in curve["steps"] if s["step"] and s["score"] == pytest.approx(s["high"], abs=1e-3)]
+            for after, s in zip(curve["steps"][1:4], curve["steps"][:3], strict=True):
+                assert not search.covers(s["t"]) or after["score"] == pytest.approx(after["high"], abs=1e-3)
+        assert curve["pictures"] == 5
+    progress = [p for p, _ in task.said]
+    assert progress == sorted(progress) and progress[-1] == 1.0
+    again = request(policy=policy, lrms=(("golden", LRM), ("other", other_lrm)))
+    worker_trace.run(Task(store, again))
+    later = traces.curves(store, again["traces"], [("other", other_lrm)], 4)
+    assert all(sum("low" in s for s in c["steps"]) >= 3 for c in later)
+    told = traces.costs(later, [policy], wanted["traces"], 5.0)
+    spent = "8 network evaluations + 12 latents" if search.method == "steps" else "32 network evaluations + 4 latents"
+    assert told == f"A picture takes {spent} scored (base)."
+    plain = request()
+    worker_trace.run(Task(store, plain))
+    assert traces.costs(traces.curves(store, plain["traces"], plain["lrms"], 4), [POLICY], plain["traces"], 5.0) == ""
+
+
+def test_a_search_whose_lrm_judges_another_latent_space_is_refused(store):
+    with pytest.raises(ConfigError, match="The LRM scenes does not share the latent space"):
+        worker_trace.run(Task(store, request(policy=to_dict(Policy(BASE, search=Search("steps", "scenes"))))))
 
 
 def test_thumbnails_are_asked_by_key_only(store):

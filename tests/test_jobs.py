@@ -2,10 +2,12 @@
 
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from app import jobs
+from app.security import ANNOTATOR_COOKIE
 from app.supervisor import BATCH, ENOUGH, FEW, FIRST_BATCH, Refill, pairs_left
 from lpo.config import LRMConfig, to_dict
 from storage import checkpoints
@@ -32,14 +34,24 @@ def test_kinds_have_lanes_and_unknown_ones_are_refused(lab):
         jobs.submit(lab, "dance", {})
 
 
-def test_a_new_trace_supersedes_the_older_ones_of_its_study_only(lab):
-    first = jobs.submit(lab, "trace", {"n": 1}, lab.current_study().id)
+def test_a_new_trace_supersedes_the_older_ones_of_its_line_only(lab):
+    """One person's traces in Curves leave those in Compare, and another person's, alone."""
+    page = SimpleNamespace(cookies={}, session_hash="ada")
+    other = SimpleNamespace(cookies={}, session_hash="ben")
+    named = SimpleNamespace(cookies={ANNOTATOR_COOKIE: lab.signer.sign("ada")}, session_hash="before")
+    reloaded = SimpleNamespace(cookies=named.cookies, session_hash="after")
+    assert jobs.trace_line(lab, "curves", named) == jobs.trace_line(lab, "curves", reloaded)
+
+    def submit(tab, who, kind="trace"):
+        return jobs.submit(lab, kind, {}, lab.current_study().id, supersedes=jobs.trace_line(lab, tab, who))
+
+    first = submit("curves", page)
     queue.claim(lab.store, "interactive", "w")
-    second = jobs.submit(lab, "trace", {"n": 2}, lab.current_study().id)
-    other = jobs.submit(lab, "pairs", {"count": 1}, lab.current_study().id)
-    third = jobs.submit(lab, "trace", {"n": 3}, lab.current_study().id)
-    states = [jobs.describe(lab, j)["state"] for j in (first, second, other, third)]
-    assert states == ["stopping", "cancelled", "queued", "queued"]
+    kept = [submit("compare", page), submit("curves", other), jobs.submit(lab, "pairs", {"count": 1})]
+    second, third = submit("curves", page), submit("curves", page)
+    states = {job: jobs.describe(lab, job)["state"] for job in (first, second, third, *kept)}
+    assert [states[job] for job in (first, second, third)] == ["stopping", "cancelled", "queued"]
+    assert {states[job] for job in kept} == {"queued"}
 
 
 def test_stop_resume_duplicate_delete(lab):

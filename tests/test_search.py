@@ -13,7 +13,8 @@ from lpo.config import Policy, Search
 from lpo.reward_model import LatentRewardModel
 from lpo.rng import normal
 from lpo.sampling import sample_latents
-from lpo.search import Costs, costs, costs_in_words, search_latents
+from lpo.search import costs, search_latents
+from lpo.search_costs import Costs
 from lpo.trace import load_trace, replay, score_candidates, score_trace
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -119,7 +120,7 @@ def test_costs_are_the_calls_that_are_made(policy, lrm, search):
     told = costs(policy, search, STEPS, GUIDANCE, 1.0)
     assert told == Costs(2 * network.rows, judge.rows)
     assert costs(policy, search, STEPS, 1.0, 1.0).policy == network.rows  # without guidance one evaluation a step
-    assert ("scored" in costs_in_words(told)) == (search is not None)
+    assert ("scored" in told.in_words()) == (search is not None)
 
 
 COMMON = ["--base", BASE, "--steps", "3", "--seeds", "3", "4", "--device", "cpu"]
@@ -136,7 +137,7 @@ def test_the_commands_find_the_same_picture_and_say_how(tmp_path, flags):
     assert result["policy"]["search"]["lrm"] == LRM
     spent = result["evaluations_per_picture"]
     assert spent == ({"policy": 18, "lrm": 3} if flags is BEST else {"policy": 6, "lrm": 6})
-    assert "latents scored by the LRM" in (tmp_path / "s" / "log.txt").read_text()
+    assert "latents scored" in (tmp_path / "s" / "log.txt").read_text()
     scores = json.loads((tmp_path / "t" / "scores.json").read_text())
     assert scores["evaluations_per_picture"] == spent
     judge = LatentRewardModel.from_pretrained(LRM, BASE, "cpu")

@@ -7,11 +7,11 @@ is out. Only the third says who made a picture; the first two get nothing from t
 import gradio as gr
 from gradio.context import Context
 
-from app import comparisons, jobs, verdict
+from app import choices, comparisons, jobs, verdict
 from app.components.before_after import before_after
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
-from app.tabs import compare_curves, compare_form, compare_list
+from app.tabs import compare_curves, compare_form, compare_list, search_form
 from storage import comparisons as stored
 from storage.models import Comparison
 
@@ -24,6 +24,7 @@ def build(lab: Lab) -> None:
     tab = Context.block
     with gr.Accordion("New comparison", open=True, elem_id="compare-new") as fold:
         form = compare_form.build()
+        search = search_form.build("compare")
     with gr.Accordion("All comparisons", open=False, elem_id="compare-past") as past:
         listing = compare_list.build()
     title = gr.Markdown(elem_id="compare-title")
@@ -81,11 +82,27 @@ def build(lab: Lab) -> None:
             return gr.skip(), f"⚠️ {error}", gr.skip(), *(gr.skip() for _ in panel)
         return comparison_id, gr.skip(), gr.Accordion(open=False), *draw(lab, comparison_id, None)
 
-    def enter(comparison_id, a, b, count):
+    def enter(comparison_id, a, b, count, below, scorer):
         row = comparisons.latest(lab) if comparison_id is None else None
         comparison_id = row.id if row else comparison_id
-        fresh = compare_form.refresh(lab, a, b, count)
+        fresh = [*compare_form.refresh(lab, a, b, count), *search_form.refresh(lab, below, scorer)]
         return *fresh, comparison_id, gr.Accordion(open=comparison_id is None), *draw(lab, comparison_id, None)
+
+    def add_search(a, eta, *values):
+        try:
+            value = search_form.add(lab, *values)
+        except ValueError as error:
+            return gr.skip(), gr.skip(), gr.skip(), f"⚠️ {error}"
+        words = f"Policy B is **{search_form.name_of(lab, value)}** now."
+        if not eta and choices.split(value)[1]["method"] == "steps":
+            eta, words = 1.0, f"{words} eta is 1 for both, because siblings differ by their noise."
+        known = choices.sampling_policies(lab)
+        return gr.Dropdown(known, value=a), gr.Dropdown(known, value=value), eta, words
+
+    def forget_searches(a, b):
+        choices.forget_searches(lab)
+        known = choices.sampling_policies(lab)
+        return *(gr.Dropdown(known, value=choices.split(each)[0]) for each in (a, b)), "The searches are off the lists."
 
     def end(comparison_id, close):
         try:
@@ -114,7 +131,11 @@ def build(lab: Lab) -> None:
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     form.go.click(start, form.inputs, [chosen, form.note, fold, *panel], **quiet)
-    opened = tab.select(enter, [chosen, form.a, form.b, form.count], [*form.fresh, chosen, fold, *panel], **quiet)
+    fresh = [*form.fresh, *search.fresh]
+    asked = [chosen, form.a, form.b, form.count, *search.fresh]
+    opened = tab.select(enter, asked, [*fresh, chosen, fold, *panel], **quiet)
+    search.go.click(add_search, [form.a, form.eta, *search.inputs], [form.a, form.b, form.eta, search.told], **quiet)
+    search.forget.click(forget_searches, [form.a, form.b], [form.a, form.b, search.told], **quiet)
     opened.then(lambda: compare_curves.lrm_choices(lab), None, curves.lrms, **quiet)
     picker.submit(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)
     timer.tick(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)
@@ -230,6 +251,7 @@ def _verdict(lab: Lab, row: Comparison, shown: dict) -> str:
     extra = [
         f"Both bad among the ties: {result.both_bad}." if result.both_bad else "",
         comparisons.judge_words(shown),
+        comparisons.takes_words(lab, row),
         comparisons.warning(lab, row, result),
         f"{method} The votes are labels now and count in the next training, except on held-out prompts.",
     ]

@@ -49,9 +49,9 @@ def build(lab: Lab) -> Curves:
 def connect(lab: Lab, curves: Curves, chosen: gr.State, drawn: gr.State) -> None:
     """Listeners: the section follows the chosen comparison, and polls only while something is being traced."""
 
-    def trace(comparison_id, prompt, lrms):
+    def trace(page: gr.Request, comparison_id, prompt, lrms):
         try:
-            request = plan(lab, comparison_id, prompt, lrms)
+            request = plan(lab, comparison_id, prompt, lrms, jobs.trace_line(lab, "compare", page))
         except ValueError as error:
             return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
         return request, *draw(lab, request)
@@ -75,8 +75,9 @@ def lrm_choices(lab: Lab) -> gr.Dropdown:
     return gr.Dropdown(known, value=[value for _, value in known[:1]])
 
 
-def plan(lab: Lab, comparison_id: int, prompt: str | None, lrms: list[str]) -> dict:
-    """The request for both policies' trajectories, submitted as a job unless all is stored. ValueError: a sentence."""
+def plan(lab: Lab, comparison_id: int, prompt: str | None, lrms: list[str], line: str) -> dict:
+    """The request for both policies' trajectories, submitted as a job unless all is stored; it supersedes those of the
+    same `line`. ValueError: a sentence."""
     if not prompt:
         raise ValueError("No prompt is chosen; choose one of this comparison.")
     if not lrms:
@@ -88,18 +89,23 @@ def plan(lab: Lab, comparison_id: int, prompt: str | None, lrms: list[str]) -> d
     settings = {"prompt": prompt, "seeds": row.plan["seeds"][:MOST_SEEDS], "lrm": paths, **row.plan["sampler"]}
     config = from_dict(TraceConfig, {"policy": row.policy_a, **settings})
     planned = traces.plan(both, config)
-    request = {"traces": planned, "lrms": scorers, "total": config.steps}
+    policies = [policy for _, policy in both]
+    request = {"traces": planned, "lrms": scorers, "total": config.steps, "policies": policies}
+    request["guidance_scale"] = config.guidance_scale
     if traces.complete(lab.store, planned, paths):
         return {"job": None, **request}
-    work = {"trace": to_dict(config), "policies": [policy for _, policy in both], **request}
-    return {"job": jobs.submit(lab, "trace", work, row.study_id), **request}
+    work = {"trace": to_dict(config), **request}
+    return {"job": jobs.submit(lab, "trace", work, row.study_id, supersedes=line), **request}
 
 
 def draw(lab: Lab, request: dict | None) -> tuple:
     """Status line, plot and whether to keep polling, from what is on disk now."""
     if request is None:
         return HELLO, gr.skip(), gr.Timer(active=False)
-    value = rewards(traces.curves(lab.store, request["traces"], request["lrms"], request["total"]), height=PLOT_HEIGHT)
+    curves = traces.curves(lab.store, request["traces"], request["lrms"], request["total"])
+    value = rewards(curves, height=PLOT_HEIGHT)
+    told = traces.costs(curves, request["policies"], request["traces"], request["guidance_scale"])
+    value["note"] = f"{value['note']} {told}".strip()
     job = jobs.describe(lab, request["job"]) if request["job"] else {"state": "done", "error": None, "message": None}
     words = {
         "done": "",

@@ -19,6 +19,7 @@ HELLO = (
 )
 MOST_PROMPTS = 300
 SECONDS_A_PICTURE = 0.6  # 4 pictures x 20 steps in 2.5 s on two cores
+STEP_SEARCH_COST = 0.5  # of a candidate at every step, in plain samplings
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Form:
     strength_b: gr.Slider
     more_b: gr.Dropdown
     count: gr.Slider
+    eta: gr.Number
     note: gr.Markdown
     go: gr.Button
     inputs: list
@@ -72,13 +74,14 @@ def build() -> Form:
         note = gr.Markdown(estimate(HELD_OUT, 30, 1, "")[0], elem_id="compare-note")
         go = gr.Button("Sample and vote", variant="primary", scale=0, min_width=220, elem_id="compare-go")
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    drawn = [source.change, count.change, seeds.change, own.change]
-    gr.on(drawn, estimate, [source, count, seeds, own], [note, votes], **quiet)
+    asked = [source, count, seeds, own, a, b]
+    gr.on([each.change for each in asked[:4]], estimate, asked, [note, votes], **quiet)
+    gr.on([a.change, b.change], lambda *values: estimate(*values)[0], asked, note, **quiet)
     source.change(lambda s: (gr.Textbox(visible=s == OWN), gr.Slider(visible=s != OWN)), source, [own, count], **quiet)
     mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **quiet)
     sides = [a, strength_a, more_a, more_strength_a, b, strength_b, more_b, more_strength_b]
     inputs = [*sides, source, count, own, seeds, mode, votes, steps, guidance, eta]
-    return Form(a, strength_a, more_a, b, strength_b, more_b, count, note, go, inputs)
+    return Form(a, strength_a, more_a, b, strength_b, more_b, count, eta, note, go, inputs)
 
 
 def _side(name: str) -> tuple[gr.Dropdown, gr.Slider]:
@@ -96,13 +99,21 @@ def _more(name: str) -> tuple[gr.Dropdown, gr.Slider]:
     return more, gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="its strength", scale=2, min_width=140)
 
 
-def estimate(source: str, count: float, seeds: float, own: str) -> tuple[str, int]:
+def estimate(source: str, count: float, seeds: float, own: str, a: str = "", b: str = "") -> tuple[str, int]:
     """How many pairs this will be and about how long the sampling takes where it was measured; and as many votes."""
     prompts = len(comparisons.read_prompts(own)) if source == OWN else int(count or 0)
     pairs = prompts * int(seeds or 0)
-    seconds = 2 * pairs * SECONDS_A_PICTURE
+    seconds = pairs * SECONDS_A_PICTURE * (_times(a) + _times(b))
     time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     return f"{pairs} pairs to vote on; with Scenes on two cores sampling takes about {time}.", pairs
+
+
+def _times(value: str) -> float:
+    """How many times as long as plain sampling a choice takes."""
+    search = choices.split(value)[1]
+    if search is None:
+        return 1.0
+    return search["candidates"] if search["method"] == "best-of-n" else 1 + STEP_SEARCH_COST * search["candidates"]
 
 
 def create(
@@ -131,10 +142,10 @@ def create(
 def refresh(lab: Lab, a: str, b: str, count: int) -> list:
     """Values for `Form.fresh`; what was chosen stays if it still exists, else base and newest."""
     heldout = len(studies.study_prompts(lab.store, lab.current_study().id, "heldout"))
-    known = choices.policies(lab)
+    known, adapters = choices.sampling_policies(lab), choices.policies(lab)[1:]
     values = [value for _, value in known]
     newest = values[1] if len(values) > 1 else choices.BASE
-    top = gr.Dropdown([NONE, *known[1:]])
+    top = gr.Dropdown([NONE, *adapters])
     return [
         gr.Dropdown(known, value=a if a in values else choices.BASE),
         gr.Dropdown(known, value=b if b in values and b != choices.BASE else newest),
@@ -154,6 +165,8 @@ def fill(lab: Lab, row: Comparison, step_back: bool) -> list:
         older = comparisons.earlier_checkpoints(lab, policy) if step_back and not stepped else []
         if older:
             stepped, value = True, str(older[0].id)
+            if policy.get("search"):
+                value = choices.search_value(lab, value, policy["search"])
             words = (
                 f"{older[0].name} is an earlier checkpoint of the same run: less trained, perhaps less over-optimised."
             )
@@ -166,6 +179,9 @@ def fill(lab: Lab, row: Comparison, step_back: bool) -> list:
 
 def _value(lab: Lab, policy: dict) -> tuple[str, float]:
     """The choice and strength behind a stored policy; the base if its checkpoint is gone."""
+    if policy.get("search"):
+        below, strength = _value(lab, {**policy, "search": None})
+        return choices.search_value(lab, below, policy["search"]), strength
     if not policy.get("adapters"):
         return choices.BASE, 1.0
     last = policy["adapters"][-1]

@@ -14,6 +14,7 @@ from app import choices, forms, jobs, reports, traces
 from app.components.reward_plot import RewardPlot
 from app.figures import rewards
 from app.lab import Lab
+from app.tabs import search_form
 from lpo.config import ConfigError, TraceConfig, from_preset, to_dict
 from storage import checkpoints, studies
 
@@ -45,13 +46,14 @@ def build(lab: Lab) -> None:
         with gr.Column(scale=1):
             status = gr.Markdown(HELLO, elem_id="curves-status")
             plot = RewardPlot(traces.thumbnails(lab.store), PLOT_HEIGHT, "reward-curves", elem_id="curves-plot")
+    search = search_form.build("curves")
     form = forms.build(start, leave_out=("lrm", "prompt", "seeds"), first=())
     looking = gr.State(None)
     timer = gr.Timer(0.4, active=False)
 
-    def trace(prompt, seeds, policies, lrms, show, *values):
+    def trace(page: gr.Request, prompt, seeds, policies, lrms, show, *values):
         try:
-            request = plan(lab, form, prompt, seeds, policies, lrms, values)
+            request = plan(lab, form, prompt, seeds, policies, lrms, values, jobs.trace_line(lab, "curves", page))
         except (ConfigError, ValueError) as error:
             return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
         asked = {"prompt": prompt, "seeds": seeds, "policies": policies, "lrms": lrms, "request": request}
@@ -61,10 +63,10 @@ def build(lab: Lab) -> None:
     def tick(request, show):
         return draw(lab, request, show)
 
-    def enter():
+    def enter(below, scorer):
         """What the tab shows when it is opened: the last choice, as far as it still exists, and its curves."""
         last = last_choice(lab)
-        known_policies, known_lrms = choices.policies(lab), choices.lrms(lab)
+        known_policies, known_lrms = choices.sampling_policies(lab), choices.lrms(lab)
         chosen = [v for v in last.get("policies", []) if v in dict(map(reversed, known_policies))] or [choices.BASE]
         scoring = [v for v in last.get("lrms", []) if v in dict(map(reversed, known_lrms))]
         scoring = scoring or [v for _, v in known_lrms[:1]]
@@ -74,7 +76,21 @@ def build(lab: Lab) -> None:
             last.get("seeds") or "0 1 2",
             gr.Dropdown(known_policies, value=chosen),
             gr.Dropdown(known_lrms, value=scoring),
+            *search_form.refresh(lab, below, scorer),
         )
+
+    def add_search(policies, *values):
+        try:
+            value = search_form.add(lab, *values)
+        except ValueError as error:
+            return gr.skip(), f"⚠️ {error}"
+        words = f"**{search_form.name_of(lab, value)}** is among the policies now: press **Trace**."
+        return gr.Dropdown(choices.sampling_policies(lab), value=list(dict.fromkeys([*policies, value]))), words
+
+    def forget_searches(policies):
+        choices.forget_searches(lab)
+        left = [value for value in policies if choices.split(value)[1] is None]
+        return gr.Dropdown(choices.sampling_policies(lab), value=left), "The searches are off the lists."
 
     shown = [status, plot, timer]
     inputs = [prompt, seeds, policies, lrms, siblings, *form.inputs]
@@ -86,16 +102,19 @@ def build(lab: Lab) -> None:
         lambda text: example_prompt(lab, text), prompt, prompt, show_progress="hidden", api_visibility="private"
     )
 
-    def look(show, *given):
+    def look(page: gr.Request, show, *given):
         """The curves of the last request; "Look at its curves" of the Train tab asks for new ones."""
         last = last_choice(lab)
         if last.pop("go", False):
             remember(lab, last)
-            return trace(*given[:4], show, *given[4:])
+            return trace(page, *given[:4], show, *given[4:])
         request = last.get("request")
         return request, *draw(lab, request, show)
 
-    opened = tab.select(enter, None, [prompt, seeds, policies, lrms], show_progress="hidden", api_visibility="private")
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    search.go.click(add_search, [policies, *search.inputs], [policies, search.told], **quiet)
+    search.forget.click(forget_searches, policies, [policies, search.told], **quiet)
+    opened = tab.select(enter, search.fresh, [prompt, seeds, policies, lrms, *search.fresh], **quiet)
     opened.then(
         look,
         [siblings, prompt, seeds, policies, lrms, *form.inputs],
@@ -105,10 +124,14 @@ def build(lab: Lab) -> None:
     )
 
 
-def plan(lab: Lab, form: forms.Form, prompt: str, seeds: str, policies: list[str], lrms: list[str], values) -> dict:
-    """The request behind a press of Trace, submitted as a job unless everything is stored already.
+def plan(
+    lab: Lab, form: forms.Form, prompt: str, seeds: str, policies: list[str], lrms: list[str], values, line: str
+) -> dict:
+    """The request behind a press of Trace, submitted as a job unless everything is stored already. It supersedes those
+    of the same `line`.
 
-    Returns {"job" (id or None), "traces", "lrms": [(name, path)], "total"}. Raises ValueError with one sentence.
+    Returns {"job" (id or None), "traces", "lrms": [(name, path)], "total", "policies", "guidance_scale"}. Raises
+    ValueError with one sentence.
     """
     if not prompt.strip():
         raise ConfigError("The prompt is empty; write what the picture shows.")
@@ -116,7 +139,7 @@ def plan(lab: Lab, form: forms.Form, prompt: str, seeds: str, policies: list[str
         raise ConfigError("No policy is chosen; choose the base or an adapter.")
     if not lrms:
         raise ConfigError("No LRM is chosen; choose one, or train one in the Train tab.")
-    names = {value: name for name, value in choices.policies(lab)}
+    names = {value: name for name, value in choices.sampling_policies(lab)}
     lrm_names = {value: name for name, value in choices.lrms(lab)}
     scorers = [[lrm_names.get(value, value), choices.lrm(lab, value)] for value in lrms]
     chosen = [(names.get(value, value), choices.policy(lab, value)) for value in policies]
@@ -135,11 +158,17 @@ def plan(lab: Lab, form: forms.Form, prompt: str, seeds: str, policies: list[str
             f"{len(chosen)} policies with {len(config.seeds)} seeds are {len(planned)} trajectories; "
             f"choose at most {MOST_TRAJECTORIES} in all."
         )
-    request = {"traces": planned, "lrms": scorers, "total": config.steps}
+    request = {
+        "traces": planned,
+        "lrms": scorers,
+        "total": config.steps,
+        "policies": [policy for _, policy in chosen],
+        "guidance_scale": config.guidance_scale,
+    }
     if traces.complete(lab.store, planned, [path for _, path in scorers]):
         return {"job": None, **request}
-    work = {"trace": to_dict(config), "policies": [policy for _, policy in chosen], **request}
-    return {"job": jobs.submit(lab, "trace", work, lab.current_study().id), **request}
+    work = {"trace": to_dict(config), **request}
+    return {"job": jobs.submit(lab, "trace", work, lab.current_study().id, supersedes=line), **request}
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -163,6 +192,9 @@ def draw(lab: Lab, request: dict | None, siblings: bool):
     curves = traces.curves(lab.store, request["traces"], request["lrms"], request["total"])
     accuracy = [a for name, path in request["lrms"] if (a := reports.accuracy(choices.lrm_folder(path), name))]
     value = rewards(curves, accuracy, siblings, PLOT_HEIGHT)
+    if "policies" in request:  # a choice that was kept before there were searches has none
+        told = traces.costs(curves, request["policies"], request["traces"], request["guidance_scale"])
+        value["note"] = f"{value['note']} {told}".strip()
     text = "" if any(s["score"] is not None for c in curves for s in c["steps"]) else HELLO
     active = False
     if request["job"] is not None:

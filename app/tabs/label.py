@@ -31,7 +31,7 @@ def build(lab: Lab) -> None:
 
     def enter(a, b):
         """What changes while the tab is not looked at: checkpoints and the current study."""
-        known = choices.policies(lab)
+        known = choices.sampling_policies(lab)
         values = [value for _, value in known]
         current = lab.current_study()
         options = [(row.name, row.id) for row in lab.studies()]
@@ -62,7 +62,7 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
         )
         with gr.Column(scale=2, min_width=280):
             with gr.Row(equal_height=True):
-                known = choices.policies(lab)
+                known = choices.sampling_policies(lab)
                 first = gr.Dropdown(
                     known, value=choices.BASE, label="one picture from", min_width=140, elem_id="label-first"
                 )
