@@ -70,6 +70,8 @@ def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: 
         text += f" ({', '.join(field.metadata['choices'])})"
     if hint is Policy:
         parser.add_argument("--base", dest="policy.base", help=f"{text}: 'scenes', a folder, .safetensors or hub id")
+        unet = next(f.metadata["help"] for f in dataclasses.fields(Policy) if f.name == "unet")
+        parser.add_argument("--unet", dest="policy.unet", metavar="DIR", help=unet)
         parser.add_argument("--adapters", dest="policy.adapters", nargs="*", metavar="PATH[@STRENGTH]",
                             help="frozen adapters on top of the base")  # fmt: skip
         return
@@ -163,10 +165,11 @@ def read_settings(args: argparse.Namespace) -> Any:
             settings[name] = (
                 [_parse(v, inner, name) for v in value] if isinstance(value, list) else _parse(value, hint, name)
             )
-    if given.get("policy.base") is not None or given.get("policy.adapters") is not None:
+    if any(given.get(f"policy.{name}") is not None for name in ("base", "unet", "adapters")):
         policy = dict(settings.get("policy", {}))
-        if given["policy.base"] is not None:
-            policy["base"] = given["policy.base"]
+        for name in ("base", "unet"):
+            if given[f"policy.{name}"] is not None:
+                policy[name] = given[f"policy.{name}"]
         if given["policy.adapters"] is not None:
             policy["adapters"] = [_adapter(text) for text in given["policy.adapters"]]
         settings["policy"] = policy

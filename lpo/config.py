@@ -97,6 +97,7 @@ class Policy:
     )
     adapters: tuple[Adapter, ...] = opt((), "frozen adapters, applied in this order", main=True)
     search: Search | None = opt(None, "an LRM that chooses among candidates at sampling time; empty samples plainly")  # noqa: RUF009
+    unet: str = opt("", "folder or hub id of a merged UNet that replaces the base's own, as official LPO policies are")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -363,6 +364,7 @@ def to_args(cfg: Any, default: Any) -> list[str]:
             continue
         if isinstance(value, Policy):
             args += ["--base", value.base]
+            args += ["--unet", value.unet] if value.unet else []
             args += ["--adapters", *(f"{a.path}@{a.strength:g}" for a in value.adapters)] if value.adapters else []
             args += _search_args(value.search) if value.search is not None else []
         elif isinstance(value, tuple):

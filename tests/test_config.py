@@ -155,3 +155,12 @@ def test_help_names_every_field():
 def test_configs_and_command_line_start_without_torch():
     code = "import sys, lpo.config, lpo.__main__, lpo.run_dir; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_merged_unet_is_named_by_a_flag_and_shown_as_one():
+    config = settings_of("sample", "--base", "m", "--unet", "official/unet", "--prompts", "x")
+    assert config.policy == Policy("m", unet="official/unet")
+    default = from_preset(CONFIGS["sample"], "scenes")
+    wanted = dataclasses.replace(default, policy=Policy("m", (Adapter("a"),), unet="u"))
+    assert settings_of("sample", *to_args(wanted, default)) == wanted
+    assert from_dict(Policy, {"base": "m", "adapters": []}).unet == ""  # of before there was one

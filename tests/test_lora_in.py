@@ -33,7 +33,7 @@ def test_kohya_with_uneven_ranks_and_alphas_is_what_merging_gives(policy, tmp_pa
     weights = {}
     for prefix, net in (("lora_unet_", policy.unet), ("lora_te_text_model_", policy.text_encoder)):
         for path, layer in net.named_modules():
-            chosen = ("to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1", "time_emb_proj", "q_proj", "out_proj", "fc1")
+            chosen = ("to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1", "time_emb_proj", "out_proj", "fc1")
             if path.endswith(chosen) and isinstance(layer, nn.Linear | nn.Conv2d):
                 weights |= kohya_of(prefix, path, layer)
     assert any("conv1" in key for key in weights) and any("mlp_fc1" in key for key in weights)
