@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from lpo.scenes.world import (
     split_of,
 )
 
-PROMPTS = json.loads((Path(world.__file__).parent / "prompts.json").read_text())
+PROMPTS = json.loads((Path(world.__file__).parents[1] / "prompts.json").read_text())
 
 
 def scenes(count: int, seed: int = 0, **options) -> list[world.Scene]:
@@ -38,6 +38,22 @@ def test_the_same_seed_draws_the_same_picture() -> None:
         assert picture.size == (64, 64) and picture.mode == "RGB"
         assert picture.tobytes() == render(again).tobytes()
     assert render(scenes(1)[0], size=32).size == (32, 32)
+
+
+def test_the_world_is_the_one_that_the_shipped_model_was_trained_on() -> None:
+    """Hashes taken before the world was split into files: scenes, captions and prompts, then pictures."""
+    rng = np.random.default_rng(11)
+    words, pictures = sha256(), sha256()
+    for i in range(300):
+        scene = sample_scene(rng, held_out_pairs=i % 10 == 0)
+        other = hard_negative(scene, rng)
+        words.update(repr((scene, other, caption(scene, rng), caption(other, rng))).encode())
+        if i < 60:
+            pictures.update(render(scene).tobytes() + render(other, size=32).tobytes())
+    for split in ("train", "heldout", "composition"):
+        words.update("\n".join(prompts(split, 100, seed=1)).encode())
+    assert words.hexdigest() == "f225ef1ba790ab10c5c9c2ad6dbdf45b8d8f4ea651c36ebbf795165461916f12"
+    assert pictures.hexdigest() == "b968d5fe57f753e93dffa9a5ac78e495dc77cd7001ab5325d4249aefb503f22a"
 
 
 def test_scenes_are_balanced_and_apart() -> None:
