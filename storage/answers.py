@@ -23,7 +23,8 @@ _OPEN = "SELECT c.id FROM comparison c WHERE c.state IN ('preparing', 'voting')"
 
 # every answer that stands, oldest first; effective labels are the last of each (pair, annotator)
 _STANDING = text(f"""SELECT p.id, p.pair_id, p.annotator_id, p.choice, p."left", p.milliseconds, p.created_at,
-        p.simulated, p.repeat, p.comparison_id
+        p.simulated, p.repeat, p.comparison_id, EXISTS (SELECT 1 FROM filter_drop d WHERE d.preference_id = p.id
+            AND d.filter_id = (SELECT id FROM label_filter WHERE study_id = :study AND removed_at IS NULL)) AS dropped
     FROM preference p WHERE p.study_id = :study AND p.choice IS NOT NULL
     AND (p.comparison_id IS NULL OR p.comparison_id NOT IN ({_OPEN}))
     AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = p.id) ORDER BY p.id""")  # noqa: S608 constants only
@@ -32,6 +33,8 @@ _PAIRS = text("""SELECT pair.id, prompt.text, prompt.key, a.hash AS first, b.has
     JOIN prompt ON prompt.id = pair.prompt_id
     JOIN picture a ON a.id = pair.first_id JOIN picture b ON b.id = pair.second_id
     WHERE pair.id IN (SELECT pair_id FROM preference WHERE study_id = :study)""")
+
+_FILTER = text("SELECT name FROM label_filter WHERE study_id = :study AND removed_at IS NULL")
 
 
 def _standing(
@@ -50,7 +53,8 @@ def effective(
     store: Storage, study_id: int, include_simulated: bool = True, annotators: Collection[int] | None = None
 ) -> list[dict]:
     """The effective label of each (pair, annotator), in the order in which they were given: {id, pair_id,
-    annotator_id, choice, left, milliseconds, created_at, simulated, repeat, comparison_id}."""
+    annotator_id, choice, left, milliseconds, created_at, simulated, repeat, comparison_id, dropped (whether the
+    study's filter keeps it out of the training)}."""
     with store.reader() as session:
         return _last(_standing(session, study_id, include_simulated, annotators))
 
@@ -66,18 +70,21 @@ def training_pairs(
     """The lines of pairs.jsonl: {id, prompt, first, second, target, weight, split}, one per pair, by pair id.
 
     `target` is the mean over annotators of their effective labels (first 1, tie 0.5, second 0): annotators who
-    disagree make a soft label. Both-bad and skip do not count. `weight` is 1 / (number of lines of the same prompt),
-    scaled to mean 1 within each split. `first` and `second` are paths of the stored pictures.
+    disagree make a soft label. Both-bad and skip do not count, nor does what the study's filter drops (see
+    filters.py); while one is on, each line says so with its name as `filter`. `weight` is 1 / (number of labelled
+    pairs of the same prompt, those that a filter drops included, as the official code has it), scaled to mean 1 within
+    each split. `first` and `second` are paths of the stored pictures.
     """
     with store.reader() as session:
         study = study_row(session, study_id)
         labels = _last(_standing(session, study_id, include_simulated, annotators))
         pairs = {row["id"]: row for row in session.execute(_PAIRS, {"study": study_id}).mappings()}
+        filtered = session.execute(_FILTER, {"study": study_id}).scalar()
     opinions: dict[int, list[float]] = defaultdict(list)
     for label in labels:
-        if label["choice"] in SOFT:
+        if label["choice"] in SOFT and not label["dropped"]:
             opinions[label["pair_id"]].append(SOFT[label["choice"]])
-    keys = Counter(pairs[pair_id]["key"] for pair_id in opinions)
+    keys = Counter(pairs[pair_id]["key"] for pair_id in {x["pair_id"] for x in labels if x["choice"] in SOFT})
     lines = [
         {
             "id": str(pair_id),
@@ -87,6 +94,7 @@ def training_pairs(
             "target": sum(opinions[pair_id]) / len(opinions[pair_id]),
             "weight": 1.0 / keys[pairs[pair_id]["key"]],
             "split": split_of(pairs[pair_id]["text"], study.salt),
+            **({"filter": filtered} if filtered else {}),
         }
         for pair_id in sorted(opinions)
     ]
@@ -158,9 +166,10 @@ def krippendorff_alpha(units: list[list[str]]) -> float | None:
 
 
 def counts(store: Storage, study_id: int) -> dict:
-    """The study in numbers: {pairs, labels, today, train, heldout, choices: {choice: n}, annotators: [{id, name,
-    kind, labels, today, median_ms}]}. `labels` counts effective labels; `train` and `heldout` count the pairs that
-    can be used (training_pairs of each split); `today` begins at local midnight."""
+    """The study in numbers: {pairs, labels, today, train, heldout, filter (its name or None), filtered, choices:
+    {choice: n}, annotators: [{id, name, kind, labels, today, median_ms}]}. `labels` counts effective labels; `train`
+    and `heldout` count the pairs that can be used (training_pairs of each split), `filtered` the labels that the
+    filter keeps out; `today` begins at local midnight."""
     midnight = _midnight()
     with store.reader() as session:
         study = study_row(session, study_id)
@@ -168,7 +177,8 @@ def counts(store: Storage, study_id: int) -> dict:
         pairs = {row["id"]: row["text"] for row in session.execute(_PAIRS, {"study": study_id}).mappings()}
         queue = session.execute(text("SELECT COUNT(*) FROM study_pair WHERE study_id = :s"), {"s": study_id}).scalar()
         names = {row.id: row for row in session.execute(text("SELECT id, name, kind FROM annotator"))}
-    usable = {label["pair_id"] for label in labels if label["choice"] in SOFT}
+        filtered = session.execute(_FILTER, {"study": study_id}).scalar()
+    usable = {label["pair_id"] for label in labels if label["choice"] in SOFT and not label["dropped"]}
     splits = Counter(split_of(pairs[pair_id], study.salt) for pair_id in usable)
     by_annotator: dict[int, list[dict]] = defaultdict(list)
     for label in labels:
@@ -179,6 +189,8 @@ def counts(store: Storage, study_id: int) -> dict:
         "today": sum(label["created_at"] >= midnight for label in labels),
         "train": splits["train"],
         "heldout": splits["heldout"],
+        "filter": filtered,
+        "filtered": sum(label["dropped"] for label in labels),
         "choices": dict(Counter(label["choice"] for label in labels)),
         "annotators": [
             {

@@ -106,18 +106,60 @@ def test_an_export_is_never_half_there(store, study, tmp_path):
         next(exchange.export_jsonl(store, study.id, tmp_path / "out.zip"))
 
 
-def test_a_stopped_import_goes_on_where_it_was(store, other, tmp_path):
+@pytest.mark.parametrize("name", ["out", "out.zip", "out.parquet"])
+def test_a_stopped_import_goes_on_where_it_was(store, other, tmp_path, name, monkeypatch):
+    """What was done is not even read again; the report counts all of it, as if nothing had happened."""
     big = labels.create_study(store, "Big")
     anna = labels.annotator(store, "Anna")
-    for pair in add_pairs(store, big, 13):
+    for pair in add_pairs(store, big, 23):
         answer(store, big, anna, pair.id)
-    last(exchange.export_jsonl(store, big.id, tmp_path / "out"))
-    steps = exchange.import_data(other, tmp_path / "out")
-    assert next(steps)["done"] == 10
-    steps.close()
-    state = last(exchange.import_data(other, tmp_path / "out"))
-    assert (state["pairs"], state["duplicates"], state["labels"]) == (3, 10, 3)
+    export = exchange.export_parquet if name.endswith("parquet") else exchange.export_jsonl
+    last(export(store, big.id, tmp_path / name))
+    for done in (10, 20):
+        steps = exchange.import_data(other, tmp_path / name)
+        state = next(steps)
+        assert (state["done"], state["pairs"], state["duplicates"], state["resumed"]) == (done, done, 0, done - 10)
+        steps.close()
+    reads = []
+    check = exchange.take._file
+    monkeypatch.setattr(exchange.take, "_file", lambda *given: reads.append(given[2]) or check(*given))
+    state = last(exchange.import_data(other, tmp_path / name))
+    assert (state["done"], state["pairs"], state["duplicates"], state["labels"]) == (23, 23, 0, 23)
+    assert len(reads) == 6
     assert len(labels.list_studies(other)) == 1
+    assert last(exchange.import_data(other, tmp_path / name))["duplicates"] == 23  # finished: a new import, all known
+
+
+KILLED = """
+import os, sys, storage
+from storage import exchange
+store = storage.open(sys.argv[1])
+for state in exchange.import_data(store, sys.argv[2]):
+    print(state["done"], flush=True)
+"""
+
+
+def test_kill_9_in_the_middle_doubles_nothing_and_loses_no_reason(other, tmp_path):
+    rows = [foreign(n, caption=None if n % 7 == 3 else f"prompt {n % 4}", label_0=0.7 if n % 11 == 5 else 1.0)
+            for n in range(60)]  # fmt: skip
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=8)
+    whole = last(exchange.import_data(other, path))
+    for _ in range(2):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(path)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            process.kill()
+    killed = storage.open(tmp_path / "killed")
+    state = last(exchange.import_data(killed, path))
+    for key in ("done", "pairs", "labels", "duplicates", "unlabelled", "rejected", "examples"):
+        assert state[key] == whole[key], key
+    assert state["resumed"] >= 20 and sum(state["rejected"].values()) > 10
+    told = list(exchange.rejected_rows(killed, state["import_id"]))
+    assert told == list(exchange.rejected_rows(other, whole["import_id"]))
+    assert Counter(reason for _, reason in told) == state["rejected"]
+    assert [f"row {row}: {reason}" for row, reason in told][:10] == state["examples"][:10]
+    killed.close()
 
 
 def test_pick_a_pic_columns_go_out_and_come_back(store, study, other, tmp_path):
@@ -154,7 +196,7 @@ def foreign(number: int, **more) -> dict:
     return {
         "caption": "a cat", "jpg_0": picture_bytes(20 * number, ending="JPEG"),
         "jpg_1": picture_bytes(20 * number + 10, ending="JPEG"), "label_0": 1.0, "label_1": 0.0, "has_label": True,
-        "user_id": 7, "ranking_id": number, "model_0": "SDXL", "model_1": "SD2", **more,
+        "user_id": 7, "ranking_id": number, "model_0": "SDXL", "model_1": "SD2", "image_0_url": "", **more,
     }  # fmt: skip
 
 
@@ -174,10 +216,11 @@ def test_foreign_pick_a_pic_rows_and_their_faults(other, tmp_path):
         foreign(6, label_0=0.7, label_1=0.3),
         foreign(7, jpg_1=picture_bytes(140, ending="JPEG")),
         foreign(0),
+        foreign(8, jpg_0=None, image_0_url="https://example.org/a.png"),
     ]
     path = write_parquet(tmp_path / "train-0001.parquet", rows)
     state = last(exchange.import_data(other, path, base="sd15"))
-    assert (state["done"], state["pairs"], state["labels"], state["duplicates"]) == (9, 3, 2, 1)
+    assert (state["done"], state["pairs"], state["labels"], state["duplicates"]) == (10, 3, 2, 1)
     assert state["unlabelled"] == 1
     assert state["rejected"] == {
         "the row has no caption": 1,
@@ -185,8 +228,9 @@ def test_foreign_pick_a_pic_rows_and_their_faults(other, tmp_path):
         "the second picture is not a readable PNG, JPEG or WebP picture; save it again as PNG.": 1,
         "label_0 and label_1 are not 1 and 0, 0 and 1, or 0.5 and 0.5": 1,
         "both pictures are the same file": 1,
+        "a picture is given by its URL only, and nothing is fetched from the network": 1,
     }
-    assert len(state["examples"]) == 5 and state["examples"][0].startswith("row 4: ")
+    assert len(state["examples"]) == 6 and state["examples"][0].startswith("row 4: ")
     assert labels.get_study(other, state["study_id"]).base == "sd15"
     assert {who.name for who in labels.list_annotators(other)} == {"Pick-a-Pic user 7", "Pick-a-Pic user 8"}
     pictures = browse.browse_pictures(other, state["study_id"], imported=True)["rows"]
@@ -201,6 +245,14 @@ def test_a_folder_of_parquet_and_wrapped_pictures(other, tmp_path):
         write_parquet(tmp_path / "parts" / f"{part}.parquet", [row])
     state = last(exchange.import_data(other, tmp_path / "parts"))
     assert (state["total"], state["pairs"]) == (2, 2)
+
+
+def test_an_edition_without_pictures_is_counted_and_fetches_nothing(other, tmp_path):
+    """Pick-a-Pic is also given without jpg columns: every row is refused with its reason, the file is not."""
+    row = {"caption": "a cat", "label_0": 1.0, "label_1": 0.0, "image_0_url": "https://a", "image_1_url": "https://b"}
+    state = last(exchange.import_data(other, write_parquet(tmp_path / "urls.parquet", [row, row])))
+    assert state["rejected"] == {"a picture is given by its URL only, and nothing is fetched from the network": 2}
+    assert state["pairs"] == 0
 
 
 def test_a_swapped_pair_turns_its_answers(store, other, tmp_path):
@@ -346,7 +398,7 @@ def test_paths_never_leave_the_import(other, tmp_path):
 def test_bad_lines_are_counted_with_their_reason(other, tmp_path, line, reason, monkeypatch):
     from test_storage_media import png
 
-    monkeypatch.setattr("storage.exchange.jsonl_in.MAX_BYTES", 2**20)
+    monkeypatch.setattr("storage.exchange.files.MAX_BYTES", 2**20)
     files = [*GOOD, ("bomb.png", png(60000, 60000)), ("text.png", b"hello"), ("huge.png", b"\0" * 2**21)]
     path = archive(tmp_path / "a.zip", [{**LINE, "prompt": "before"}, line, {**LINE, "prompt": "after"}], files)
     state = last(exchange.import_data(other, path))

@@ -13,6 +13,6 @@ Nothing from an archive is ever written under a name that the archive chose: fil
 from .items import ExchangeError
 from .jsonl_out import export_jsonl
 from .parquet_out import export_parquet
-from .take import import_data
+from .take import import_data, rejected_rows
 
-__all__ = ["ExchangeError", "export_jsonl", "export_parquet", "import_data"]
+__all__ = ["ExchangeError", "export_jsonl", "export_parquet", "import_data", "rejected_rows"]

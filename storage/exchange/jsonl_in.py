@@ -10,48 +10,33 @@ second (paths beside the file) and `choice`, or `target` 1 / 0.5 / 0.
 
 import hashlib
 import json
-import lzma
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import fields
-from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
-from ..media import MAX_BYTES
+from .files import DAMAGED, Files, fingerprint
 from .items import FORMAT_VERSION, ExchangeError, Item, Label, Rejected, provenance_of
 
 FORMAT = "preference-lab"
 MAX_LINE = 4 * 2**20
 MAX_STUDY = 2**20
 TARGETS = {1.0: "first", 0.5: "tie", 0.0: "second"}
-DAMAGED = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError)
 _LABEL_FIELDS = {each.name for each in fields(Label)}
 
 
 class Source:
-    """An import's view of a folder, a zip or a single .jsonl file: only members named in pairs.jsonl are read, whole
-    and bounded, and none of them is ever unpacked under its own name."""
+    """pairs.jsonl of a folder or a zip, or a single .jsonl file beside its pictures."""
+
+    kind = "jsonl"
 
     def __init__(self, path: Path):
-        self.path = path
-        self.zip: zipfile.ZipFile | None = None
-        self.pairs = "pairs.jsonl"
-        if path.is_dir():
-            self.root = path.resolve()
-        elif zipfile.is_zipfile(path):
-            try:
-                self.zip = zipfile.ZipFile(path)
-            except DAMAGED as error:
-                raise ExchangeError(f"{path.name} is a damaged zip archive ({error}); export it again.") from error
-        elif path.suffix in (".jsonl", ".json"):
-            self.root, self.pairs = path.resolve().parent, path.name
-        else:
-            raise ExchangeError(
-                f"{path.name} is of no known kind; allowed are a zip or folder with pairs.jsonl, .jsonl and .parquet."
-            )
-        if not self._exists(self.pairs):
+        self.path, self.pairs = path, "pairs.jsonl"
+        single = path.suffix in (".jsonl", ".json")
+        if single:
+            self.pairs = path.name
+        self.files = Files(path.parent if single else path)
+        if not self.files.exists(self.pairs):
             self.__exit__()
             raise ExchangeError(f"{path.name} has no pairs.jsonl at its top; choose an exported study.")
 
@@ -59,15 +44,17 @@ class Source:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self.zip is not None:
-            self.zip.close()
+        self.files.close()
+
+    def fingerprint(self) -> str:
+        return fingerprint([self.path / self.pairs if self.path.is_dir() else self.path])
 
     def study(self) -> dict:
         """name, base, question, salt and settings of study.json, or only a name made from the file's."""
-        if not self._exists("study.json"):
+        if not self.files.exists("study.json"):
             return {"name": self.path.stem or "Imported"}
         try:
-            described = json.loads(self._read("study.json", MAX_STUDY))
+            described = json.loads(self.files.read("study.json", MAX_STUDY))
         except (ValueError, RecursionError) as error:
             raise ExchangeError(f"study.json in {self.path.name} cannot be read ({error}); export it again.") from error
         if not isinstance(described, dict) or described.get("format") != FORMAT:
@@ -86,19 +73,26 @@ class Source:
     def total(self) -> int:
         """Lines of pairs.jsonl."""
         try:
-            with self._open(self.pairs) as file:
+            with self.files.open(self.pairs) as file:
                 return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
         except DAMAGED as error:
             raise ExchangeError(f"{self.pairs} in {self.path.name} is damaged ({error}); export it again.") from error
 
-    def items(self) -> Iterator[Item | Rejected]:
-        with self._open(self.pairs) as file:
+    def items(self, skip: int = 0) -> Iterator[Item | Rejected]:
+        """What each line says, from line `skip` + 1 on; empty lines do not count."""
+        with self.files.open(self.pairs) as file:
             while line := self._line(file):
-                if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                    while (more := self._line(file)) and not more.endswith(b"\n"):
-                        pass
+                whole = line.endswith(b"\n") or len(line) < MAX_LINE
+                rest = line
+                while not rest.endswith(b"\n") and (rest := self._line(file)):
+                    pass
+                if whole and not line.strip():
+                    continue
+                if skip > 0:
+                    skip -= 1
+                elif not whole:
                     yield Rejected("the line is longer than 4 MB")
-                elif line.strip():
+                else:
                     try:
                         yield self._item(line)
                     except Rejected as reason:
@@ -121,7 +115,7 @@ class Source:
             raise Rejected("the line has no prompt")
         imported = {"imported": self.path.name}
         first, second = (provenance_of(row.get(f"{side}_provenance", imported)) for side in ("first", "second"))
-        pictures = [self._picture(row.get(side)) for side in ("first", "second")]
+        pictures = [self.files.picture(row.get(side)) for side in ("first", "second")]
         return Item(row["prompt"], *pictures, first, second, self._labels(row, pictures))
 
     def _labels(self, row: dict, pictures: list[bytes]) -> list[Label]:
@@ -143,43 +137,6 @@ class Source:
         key = "\n".join(map(str, (annotator, row["prompt"], *contents, choice)))
         kind = "simulated" if row.get("simulated") is True else "human"
         return [Label(annotator=annotator, choice=choice, kind=kind, client_key=_digest(key))]
-
-    def _picture(self, name: object) -> bytes:
-        if not isinstance(name, str) or not name:
-            raise Rejected("the line does not name both pictures")
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in name or "\x00" in name:
-            raise Rejected("a picture's path leads outside of the import")
-        if not self._exists(name):
-            raise Rejected("a picture is missing")
-        data = self._read(name, MAX_BYTES)
-        if len(data) > MAX_BYTES:
-            raise Rejected(f"a picture is larger than {MAX_BYTES // 2**20} MB")
-        return data
-
-    def _exists(self, name: str) -> bool:
-        if self.zip is not None:
-            return name in self.zip.NameToInfo
-        try:
-            path = (self.root / name).resolve()
-            return path.is_file() and path.is_relative_to(self.root)  # a link may not lead out either
-        except OSError:
-            return False
-
-    def _open(self, name: str) -> IO[bytes]:
-        try:
-            # buffered: a zip member's own readline(limit) may stop before both the limit and the end of the line
-            return BufferedReader(self.zip.open(name)) if self.zip is not None else (self.root / name).open("rb")
-        except DAMAGED as error:  # RuntimeError: encrypted
-            raise ExchangeError(f"{name} in {self.path.name} cannot be read ({error}); export it again.") from error
-
-    def _read(self, name: str, limit: int) -> bytes:
-        """At most limit + 1 bytes: what a member claims about its size is not believed."""
-        try:
-            with self._open(name) as file:
-                return file.read(limit + 1)
-        except (ExchangeError, *DAMAGED) as error:
-            raise Rejected("a file in the archive is damaged") from error
 
 
 def _label(row: dict) -> Label:

@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..media import MAX_BYTES
+from .files import fingerprint
 from .items import ExchangeError, Item, Label, Rejected, provenance_of
 
 NEEDED = ("caption", "jpg_0", "jpg_1", "label_0", "label_1")
+URLS = {"jpg_0": "image_0_url", "jpg_1": "image_1_url"}  # some editions have only these: nothing is ever fetched
 USED = (
-    *NEEDED, "has_label", "user_id", "ranking_id", "created_at", "model_0", "model_1", "lab_annotator",
+    *NEEDED, *URLS.values(), "has_label", "user_id", "ranking_id", "created_at", "model_0", "model_1", "lab_annotator",
     "lab_simulated", "lab_choice", "lab_left", "lab_milliseconds", "lab_created_at", "lab_client_key", "lab_repeat",
     "lab_provenance_0", "lab_provenance_1",
 )  # fmt: skip
@@ -25,6 +27,8 @@ CHOICE = {(1.0, 0.0): "first", (0.0, 1.0): "second", (0.5, 0.5): "tie"}
 
 class Source:
     """One .parquet file, or all of a folder in order of name."""
+
+    kind = "parquet"
 
     def __init__(self, path: Path):
         self.path = path
@@ -40,13 +44,17 @@ class Source:
     def study(self) -> dict:
         return {"name": self.path.stem or "Imported"}
 
+    def fingerprint(self) -> str:
+        return fingerprint(self.files)
+
     def total(self) -> int:
         return self.rows
 
     def _check(self, file: Path) -> int:
         """The number of rows; refuses what is not such a file before a single picture is read."""
         with self._open(file) as parquet:
-            missing = [name for name in NEEDED if name not in parquet.schema_arrow.names]
+            names = parquet.schema_arrow.names
+            missing = [name for name in NEEDED if name not in names and URLS.get(name) not in names]
             if missing:
                 raise ExchangeError(
                     f"{file.name} lacks the column {missing[0]}; Pick-a-Pic parquet has {', '.join(NEEDED)}."
@@ -65,20 +73,29 @@ class Source:
         except (pa.ArrowException, OSError) as error:
             raise ExchangeError(f"{file.name} is not a readable parquet file; download or export it again.") from error
 
-    def items(self) -> Iterator[Item | Rejected]:
+    def items(self, skip: int = 0) -> Iterator[Item | Rejected]:
+        """What each row says, from row `skip` + 1 of all files on; whole files and row groups are skipped unread."""
         for file in self.files:
             with self._open(file) as parquet:
-                columns = [name for name in USED if name in parquet.schema_arrow.names]
-                for row in self._rows(file, parquet, columns):
+                if skip >= parquet.metadata.num_rows:
+                    skip -= parquet.metadata.num_rows
+                    continue
+                groups = list(range(parquet.metadata.num_row_groups))
+                while skip >= parquet.metadata.row_group(groups[0]).num_rows:
+                    skip -= parquet.metadata.row_group(groups.pop(0)).num_rows
+                for row in self._rows(file, parquet, groups, skip):
                     try:
                         yield self._item(row)
                     except Rejected as reason:
                         yield reason
+                skip = 0
 
-    def _rows(self, file: Path, parquet: pq.ParquetFile, columns: list[str]) -> Iterator[dict]:
+    def _rows(self, file: Path, parquet: pq.ParquetFile, groups: list[int], skip: int) -> Iterator[dict]:
+        columns = [name for name in USED if name in parquet.schema_arrow.names]
         try:
-            for batch in parquet.iter_batches(batch_size=ROWS, columns=columns, use_threads=False):
-                yield from batch.to_pylist()
+            for batch in parquet.iter_batches(batch_size=ROWS, row_groups=groups, columns=columns, use_threads=False):
+                yield from batch.slice(skip).to_pylist()
+                skip = max(0, skip - batch.num_rows)
         except (pa.ArrowException, OSError) as error:
             raise ExchangeError(
                 f"{file.name} is damaged ({str(error)[:100]}); the rows before the damage are imported."
@@ -87,7 +104,7 @@ class Source:
     def _item(self, row: dict) -> Item:
         if not isinstance(row["caption"], str):
             raise Rejected("the row has no caption")
-        pictures = [_bytes(row[name]) for name in ("jpg_0", "jpg_1")]
+        pictures = [_bytes(row.get(name), row.get(url)) for name, url in URLS.items()]
         provenances = [self._provenance(row, number) for number in (0, 1)]
         return Item(row["caption"], *pictures, *provenances, self._labels(row, pictures))
 
@@ -134,10 +151,12 @@ class Source:
         ]
 
 
-def _bytes(value: object) -> bytes:
+def _bytes(value: object, url: object) -> bytes:
     """The picture's bytes; `datasets` may have wrapped them as {"bytes": ..., "path": ...}."""
     if isinstance(value, dict):
         value = value.get("bytes")
     if not isinstance(value, bytes) or not value:
+        if isinstance(url, str) and url:
+            raise Rejected("a picture is given by its URL only, and nothing is fetched from the network")
         raise Rejected("a picture is missing")
     return value

@@ -1,79 +1,126 @@
-"""Importing: from any source of items into the database, one pair per transaction, never doubling anything."""
+"""Importing: from any source of items into the database, never doubling anything, going on where it was killed.
+
+A batch of rows and the report that counts them are one transaction. So after `kill -9` the report says exactly what is
+stored, and the same import goes on with the next row. Memory holds one batch.
+"""
 
 import hashlib
-import json
+import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from sqlalchemy import text
-from sqlmodel import Session, select
+from sqlmodel import select
 
+from ..data_models import Import, ImportRow
 from ..db import Storage, StorageError
-from ..models import Annotator, Pair, Picture, Preference, Study
-from ..studies import add_prompt, create_study, insert_pair, list_studies, study_row
-from . import jsonl_in, parquet_in
-from .items import ExchangeError, Item, Label, Rejected
+from ..models import Picture, Study
+from ..studies import create_study, list_studies, study_row
+from . import hpd_in, jsonl_in, parquet_in
+from .files import Files
+from .items import ExchangeError, Item, Rejected
+from .put import put, refuse
+from .tally import Tally
 
-OTHER = {"first": "second", "second": "first"}
-
-
-@dataclass
-class Tally:
-    """What an import has done so far; `state()` is what its generator yields."""
-
-    study_id: int
-    total: int | None
-    done: int = 0
-    pairs: int = 0
-    labels: int = 0
-    duplicates: int = 0
-    unlabelled: int = 0
-    rejected: Counter = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-
-    def reject(self, reason: str, row: int) -> None:
-        self.rejected[reason] += 1
-        if len(self.examples) < 20:
-            self.examples.append(f"row {row}: {reason}")
-
-    def state(self, finished: bool = False) -> dict:
-        """{study_id, total (None if unknown), done (rows), pairs and labels (new ones), duplicates (rows that brought
-        nothing new), unlabelled (pairs that came without a label), rejected: {reason: rows}, examples, finished}."""
-        return {
-            "study_id": self.study_id, "total": self.total, "done": self.done, "pairs": self.pairs,
-            "labels": self.labels, "duplicates": self.duplicates, "unlabelled": self.unlabelled,
-            "rejected": dict(self.rejected), "examples": list(self.examples), "finished": finished,
-        }  # fmt: skip
+ROWS = 10  # of one transaction
+BYTES = 32 * 2**20  # of pictures in one transaction; the row that passes it is the last one
+THREADS = 3  # decoding pictures and waiting for the disk
+Source = hpd_in.Source | jsonl_in.Source | parquet_in.Source
 
 
-def import_data(store: Storage, path: str | Path, study_id: int | None = None, base: str = "scenes") -> Iterator[dict]:
-    """Import a zip or folder with pairs.jsonl, a .jsonl beside its pictures, or a .parquet file (or a folder of them).
-
-    Yields Tally.state() about every ten rows, the last with finished=True. Without `study_id` the pairs go into the
-    study that the file describes (or one named after the file, on `base`), which is made if it is not there.
-    Raises ExchangeError if the file as a whole cannot be read.
-    """
-    path = Path(path)
+def open_source(path: Path) -> Source:
+    """What can read this file or folder; raises ExchangeError for anything else."""
     if not path.exists():
         raise ExchangeError(f"There is no file or folder {path}; choose another one.")
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
-        source = parquet_in.Source(path)
-    else:
-        source = jsonl_in.Source(path)
-    with source:
+        return parquet_in.Source(path)
+    if path.suffix == ".jsonl":
+        return jsonl_in.Source(path)
+    if path.suffix == ".json":
+        files = Files(path.parent)
+        return hpd_in.Source(path) if hpd_in.is_array(files, path.name) else jsonl_in.Source(path)
+    if path.is_dir() or zipfile.is_zipfile(path):
+        files = Files(path)
+        try:
+            lines = files.exists("pairs.jsonl") or not any(hpd_in.is_array(files, n) for n in files.top(".json"))
+        finally:
+            files.close()
+        return jsonl_in.Source(path) if lines else hpd_in.Source(path)
+    raise ExchangeError(
+        f"{path.name} is of no known kind; allowed are a zip or folder with pairs.jsonl or with HPDv2's .json, .jsonl, "
+        ".json, .parquet, and a folder of .parquet."
+    )
+
+
+def import_data(store: Storage, path: str | Path, study_id: int | None = None, base: str = "scenes") -> Iterator[dict]:
+    """Import a zip or folder with pairs.jsonl, a .jsonl beside its pictures, HPDv2's .json beside its pictures, or a
+    .parquet file (or a folder of them).
+
+    Yields Tally.state() after every batch of rows, the last with finished=True. Without `study_id` the pairs go into
+    the study that the file describes (or one named after the file, on `base`), which is made if it is not there. The
+    same file into the same study goes on behind the last stored row if its import did not finish.
+    Raises ExchangeError if the file as a whole cannot be read.
+    """
+    with open_source(Path(path)) as source, ThreadPoolExecutor(THREADS) as pool:
         study = _target(store, source.study(), study_id, base)
-        tally = Tally(study.id, source.total())
-        for row, item in enumerate(source.items(), 1):
-            tally.done = row
-            try:
-                _take(store, tally, item, row)
-            except StorageError as error:
-                tally.reject(str(error), row)
-            if row % 10 == 0:
-                yield tally.state()
+        tally = _begin(store, study, source)
+        for batch in _batches(source, tally.done):
+            _store(store, tally, batch, pool)
+            yield tally.state()
+        with store.session() as session:
+            row = session.get(Import, tally.import_id)
+            row.state, row.finished_at = tally.report(), time.time()
     yield tally.state(finished=True)
+
+
+def rejected_rows(store: Storage, import_id: int) -> Iterator[tuple[int, str]]:
+    """(row, reason) of every row of an import that was rejected in whole or in part, in order of the file."""
+    after = 0
+    query = select(ImportRow).where(ImportRow.import_id == import_id, ImportRow.reason.is_not(None))
+    while True:
+        with store.reader() as session:
+            page = session.exec(query.where(ImportRow.row > after).order_by(ImportRow.row).limit(1000)).all()
+        if not page:
+            return
+        yield from ((row.row, row.reason) for row in page)
+        after = page[-1].row
+
+
+def _begin(store: Storage, study: Study, source: Source) -> Tally:
+    """A new import, or the unfinished one of the same content into the same study."""
+    content = source.fingerprint()
+    total = source.total()
+    with store.session() as session:
+        query = select(Import).where(
+            Import.study_id == study.id, Import.source == content, Import.finished_at.is_(None)
+        )
+        row = session.exec(query.order_by(Import.id.desc())).first()
+        if row is None:
+            row = Import(study_id=study.id, source=content, name=source.path.name, kind=source.kind)
+            session.add(row)
+            session.flush()
+    known = {**row.state, "rejected": Counter(row.state["rejected"])} if row.state else {}
+    return Tally(row.id, study.id, total, **known, resumed=known.get("done", 0))
+
+
+def _batches(source: Source, skip: int) -> Iterator[list[Item | Rejected]]:
+    """Rows in transactions' worth; what was read before the source broke comes before its error."""
+    batch, size = [], 0
+    try:
+        for item in source.items(skip):
+            batch.append(item)
+            size += 0 if isinstance(item, Rejected) else len(item.first) + len(item.second)
+            if len(batch) == ROWS or size > BYTES:
+                yield batch
+                batch, size = [], 0
+    except ExchangeError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def _target(store: Storage, described: dict, study_id: int | None, base: str) -> Study:
@@ -93,101 +140,38 @@ def _target(store: Storage, described: dict, study_id: int | None, base: str) ->
     return create_study(store, name, wanted["base"], wanted["question"], wanted["salt"], described.get("settings"))
 
 
-def _take(store: Storage, tally: Tally, item: Item | Rejected, row: int) -> None:
-    """Store one item: files first, then everything of the pair in one transaction."""
-    if isinstance(item, Rejected):
-        raise item
-    files = [_file(store, item.first, "the first picture"), _file(store, item.second, "the second picture")]
-    if files[0][0] == files[1][0]:
-        raise Rejected("both pictures are the same file")
-    new_labels = 0
+def _store(store: Storage, tally: Tally, batch: list[Item | Rejected], pool: ThreadPoolExecutor) -> None:
+    """Store a batch: files first, then everything else and the report in one transaction."""
+    files = _files(store, batch, pool)
     with store.session() as session:
         study = study_row(session, tally.study_id)
-        prompt = add_prompt(session, study, item.prompt)
-        provenances = (item.first_provenance, item.second_provenance)
-        ids = [_picture(session, file, prompt.id, origin) for file, origin in zip(files, provenances, strict=True)]
-        known = session.exec(text("SELECT COALESCE(MAX(id), 0) FROM pair")).scalar()
-        pair = insert_pair(session, study.id, prompt.id, ids[0], ids[1], "import")
-        swapped = session.get(Picture, pair.first_id).hash != files[0][0]
-        for label in item.labels:
+        for item in batch:
+            tally.done += 1
+            result = ImportRow(import_id=tally.import_id, row=tally.done)
             try:
-                label.check()
-                new_labels += _add_label(session, study, pair, label, swapped)
-            except Rejected as reason:
-                tally.reject(str(reason), row)
-    is_new = pair.id > known
-    tally.pairs += is_new
-    tally.labels += new_labels
-    tally.unlabelled += is_new and not item.labels
-    tally.duplicates += not is_new and not new_labels
+                put(session, study, tally, item, files, result)
+            except StorageError as reason:
+                refuse(tally, result, str(reason))
+            if result.preference_id is not None or result.reason is not None:
+                session.add(result)
+        session.get(Import, tally.import_id).state = tally.report()
 
 
-def _file(store: Storage, data: bytes, name: str) -> tuple[str, int, int]:
-    """(hash, width, height), storing the file unless a row knows it already (then it was checked before)."""
-    digest = hashlib.sha256(data).hexdigest()
+def _files(store: Storage, batch: list[Item | Rejected], pool: ThreadPoolExecutor) -> dict[bytes, Future]:
+    """{sha256: (hash, width, height), or why it is refused}: files that a row knows already were checked before."""
+    found: dict[bytes, Future] = {}
+    for item in batch:
+        if isinstance(item, Rejected):
+            continue
+        for data, name in ((item.first, "the first picture"), (item.second, "the second picture")):
+            digest = hashlib.sha256(data).digest()
+            if digest not in found:
+                found[digest] = pool.submit(_file, store, data, digest.hex(), name)
+    wait(found.values())
+    return found
+
+
+def _file(store: Storage, data: bytes, digest: str, name: str) -> tuple[str, int, int]:
     with store.reader() as session:
         known = session.exec(select(Picture).where(Picture.hash == digest)).first()
-    if known is not None:
-        return digest, known.width, known.height
-    return store.media.put(data, name)
-
-
-def _picture(session: Session, file: tuple[str, int, int], prompt_id: int, provenance: dict) -> int:
-    digest, width, height = file
-    wanted = json.dumps(provenance, sort_keys=True)
-    for row in session.exec(select(Picture).where(Picture.hash == digest, Picture.prompt_id == prompt_id)):
-        if json.dumps(row.provenance, sort_keys=True) == wanted:
-            return row.id
-    row = Picture(hash=digest, width=width, height=height, prompt_id=prompt_id, provenance=provenance)
-    session.add(row)
-    session.flush()
-    return row.id
-
-
-def _add_label(session: Session, study: Study, pair: Pair, label: Label, swapped: bool) -> bool:
-    """Whether the label was new. A key that another study of this lab uses gets the study's number in front."""
-    keys = (label.client_key, f"{study.id}:{label.client_key}")
-    found = {row.client_key: row for row in session.exec(select(Preference).where(Preference.client_key.in_(keys)))}
-    if any(row.study_id == study.id for row in found.values()):
-        return False
-    who, revokes = _annotator(session, label.annotator, label.kind), None
-    if label.revokes is not None:
-        targets = (label.revokes, f"{study.id}:{label.revokes}")
-        query = select(Preference).where(Preference.client_key.in_(targets), Preference.study_id == study.id)
-        old = session.exec(query.where(Preference.pair_id == pair.id, Preference.annotator_id == who.id)).first()
-        taken = old is not None and session.exec(select(Preference.id).where(Preference.revokes == old.id)).first()
-        if old is None or taken:
-            raise Rejected("label: what it revokes is not there, or was revoked already")
-        revokes = old.id
-    turn = (lambda side: OTHER.get(side, side)) if swapped else (lambda side: side)
-    session.add(
-        Preference(
-            study_id=study.id,
-            pair_id=pair.id,
-            annotator_id=who.id,
-            choice=turn(label.choice),
-            left=turn(label.left),
-            milliseconds=label.milliseconds,
-            created_at=float(label.created_at),
-            client_key=keys[1] if found else keys[0],
-            revokes=revokes,
-            simulated=who.kind == "simulated",
-            repeat=bool(label.repeat),
-        )
-    )
-    session.flush()
-    return True
-
-
-def _annotator(session: Session, name: str, kind: str) -> Annotator:
-    """The annotator of this name and kind; a name that belongs to the other kind here gets the kind behind it."""
-    name = " ".join(name.split())
-    for candidate in (name, f"{name} ({kind})"):
-        row = session.exec(select(Annotator).where(Annotator.name == candidate)).first()
-        if row is None:
-            row = Annotator(name=candidate, kind=kind)
-            session.add(row)
-            session.flush()
-        if row.kind == kind:
-            return row
-    raise Rejected("label: the annotator's name belongs to another kind of annotator here")
+    return (digest, known.width, known.height) if known is not None else store.media.put(data, name)
