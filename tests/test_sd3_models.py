@@ -198,12 +198,13 @@ def test_an_lrm_keeps_the_first_layers_only_and_reads_back(base, tmp_path):
         blocks = {name.split(".")[2] for name in names if name.startswith("transformer.transformer_blocks.")}
         assert blocks == {"0", "1"} and not any("vae" in name or "proj_out" in name for name in names)
         assert any(name.startswith("text_encoder_3.") for name in names) == t5
-        again = LatentRewardModel.from_pretrained(tmp_path / "lrm", device="cpu")
+        loaded = LatentRewardModel.from_pretrained(tmp_path / "lrm", device="cpu")
         with torch.no_grad():
             scores = lrm.score(latents(), torch.tensor([501.0, 1.0]), PROMPTS)
-            assert torch.equal(again.score(latents(), torch.tensor([501.0, 1.0]), PROMPTS), scores)
-        assert again.fingerprint == load_policy(Policy(base), "cpu").fingerprint()
-        assert again.fingerprint["forward_process"] == "flow"
+            again = loaded.score(latents(), torch.tensor([501.0, 1.0]), PROMPTS)
+            torch.testing.assert_close(again, scores, atol=1e-5, rtol=1e-5)
+        assert loaded.fingerprint == load_policy(Policy(base), "cpu").fingerprint()
+        assert loaded.fingerprint["forward_process"] == "flow"
     with pytest.raises(ConfigError, match="no official layout"):
         export_official(lrm, tmp_path / "official", base)
 
@@ -241,12 +242,15 @@ def lrm_trainer(base: str, pairs: Path, tmp_path: Path, **changes) -> LRMTrainer
 
 
 @pytest.mark.parametrize(
-    ("mode", "moving"), [("full", ("transformer.",)), ("lora", (".lora_A.", ".lora_B.")), ("heads", ())]
+    ("mode", "moving", "checkpointing"),
+    [
+        ("full", ("transformer.",), False),
+        ("full", ("transformer.",), True),
+        ("lora", (".lora_A.", ".lora_B."), False),
+        ("heads", (), False),
+    ],
 )
-@pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_trained_weight_of_the_lrm_moves_and_no_other(base, pairs, tmp_path, mode, moving, checkpointing):
-    if checkpointing and mode != "full":
-        pytest.skip("one mode is enough")
     one = lrm_trainer(base, pairs, tmp_path, train=mode, gradient_checkpointing=checkpointing)
     unread = {name for name, p in one.lrm.named_parameters() if any(p is other for other in one.lrm.trunk.unused())}
     assert len(unread) == 8 and all(name.startswith("transformer.transformer_blocks.2.") for name in unread)

@@ -137,7 +137,7 @@ class AdapterStack:
         """The trainable adapter in diffusers' LoRA layout, which stock pipelines load."""
         state = get_peft_model_state_dict(self.net, adapter_name=TRAINABLE)
         layers = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-        if self.prefix == "unet":  # stock files of UNets say lora.down and lora.up, those of transformers lora_A, lora_B
+        if self.prefix == "unet":  # stock files of UNets say lora.down, lora.up; those of transformers lora_A, lora_B
             layers = convert_state_dict_to_diffusers(layers)
         path.mkdir(parents=True, exist_ok=True)
         named = {f"{self.prefix}.{key}": value for key, value in layers.items()}

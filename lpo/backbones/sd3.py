@@ -15,11 +15,13 @@ from torch import Tensor
 
 from lpo import diffusion
 from lpo.backbones import Conditioning, Features
-from lpo.backbones.latent_space import fingerprint
+from lpo.backbones.latent_space import encode_pictures, scale_and_shift, vae_fingerprint
 from lpo.backbones.lora import AdapterStack
 from lpo.backbones.mmdit import FEATURE_LAYER, check_layer, guided_features
 from lpo.backbones.sd3_text import TextTowers
 from lpo.backbones.sd3_trunk import StableDiffusion3Trunk, without_t5
+from lpo.backbones.source import load_part
+from lpo.backbones.speed import SpeedSettings, tune
 from lpo.backbones.trunk import cast
 from lpo.config import Adapter, ConfigError, Policy
 
@@ -40,14 +42,21 @@ class StableDiffusion3:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        encoders = [encoder for _, encoder in towers.named()]
-        for part, kind in [(transformer, dtype), (vae, vae_dtype(vae, dtype)), *((one, dtype) for one in encoders)]:
+        if transformer.config.in_channels != vae.config.latent_channels:
+            raise ConfigError(
+                f"{base} takes {transformer.config.in_channels} channels where its latents have "
+                f"{vae.config.latent_channels}: take a text-to-image model."
+            )
+        # fp16 overflows in the VAE unless its config says otherwise; bf16 and fp32 do not.
+        upcast = dtype == torch.float16 and vae.config.force_upcast
+        for part in (transformer, vae, *dict(towers.named()).values()):
             part.requires_grad_(False).eval().to(device)
-            cast(part, kind)
+            cast(part, torch.float32 if part is vae and upcast else dtype)
         self.transformer, self.vae, self.towers = transformer, vae, towers
         self.scheduler, self.device, self.policy = scheduler, device, Policy(base)
         self.process = diffusion.Flow()
-        self.adapters = AdapterStack(transformer, "transformer")
+        clips = {name: one for name, one in towers.named() if name != "text_encoder_3"}
+        self.adapters = AdapterStack(transformer, "transformer", clips)
         self._fingerprint: dict | None = None
 
     @classmethod
@@ -56,17 +65,22 @@ class StableDiffusion3:
         if os.path.isfile(source):
             raise ConfigError(f"{base} is a single file: load Stable Diffusion 3 from a diffusers folder or a hub id.")
         try:
-            transformer = SD3Transformer2DModel.from_pretrained(source, subfolder="transformer", torch_dtype=dtype)
-            vae = AutoencoderKL.from_pretrained(source, subfolder="vae", torch_dtype=dtype)
+            transformer = load_part(SD3Transformer2DModel, source, "transformer", dtype)
+            vae = load_part(AutoencoderKL, source, "vae", dtype)
             config = transformer.config
             towers = TextTowers.from_pretrained(
                 source, dtype, config.joint_attention_dim, config.pooled_projection_dim
             )
-            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(source, subfolder="scheduler")
+            scheduler = load_part(FlowMatchEulerDiscreteScheduler, source, "scheduler")
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise ConfigError(f"The model {base} could not be loaded as Stable Diffusion 3: {reason}") from error
         return cls(transformer, vae, towers, scheduler, base, device, dtype)
+
+    @classmethod
+    def read_fingerprint(cls, source: str) -> dict:
+        """Of a base's latent space, without loading its transformer."""
+        return vae_fingerprint(load_part(AutoencoderKL, source, "vae"), diffusion.Flow())
 
     # Text and pictures
     @torch.no_grad()
@@ -79,19 +93,14 @@ class StableDiffusion3:
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled posterior mean and std (B, C, h, w), fp32, of pictures (B, 3, H, W) in [-1, 1]."""
-        posterior = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
-        scale, shift = self._scale_and_shift()
-        return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        return encode_pictures(self.vae, pictures)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], fp32, of scaled latents."""
-        scale, shift = self._scale_and_shift()
+        scale, shift = scale_and_shift(self.vae)
         pictures = self.vae.decode((latents / scale + shift).to(self.device, self.vae.dtype)).sample
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
-
-    def _scale_and_shift(self) -> tuple[float, float]:
-        return self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         config = self.transformer.config
@@ -166,7 +175,7 @@ class StableDiffusion3:
     def fingerprint(self) -> dict:
         """Of the latent space; computed once."""
         if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.encode, *self._scale_and_shift(), self.process.describe())
+            self._fingerprint = vae_fingerprint(self.vae, self.process)
         return self._fingerprint
 
     # Adapters
@@ -186,10 +195,8 @@ class StableDiffusion3:
     def enable_gradient_checkpointing(self) -> None:
         self.transformer.enable_gradient_checkpointing()
 
+    def tune(self, settings: SpeedSettings) -> None:
+        tune(self.transformer, self.device, settings)
+
     def save_adapter(self, path: Path) -> None:
         self.adapters.save(path)
-
-
-def vae_dtype(vae: AutoencoderKL, dtype: torch.dtype) -> torch.dtype:
-    """fp16 overflows in the VAE unless its config says otherwise; bf16 and fp32 do not."""
-    return torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype

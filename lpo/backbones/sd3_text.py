@@ -22,6 +22,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from lpo.backbones.source import load_part
+
 CLIP_LENGTH, T5_LENGTH = 77, 256  # tokens, as the stock pipeline
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
@@ -51,8 +53,8 @@ class TextTowers:
         encoders, tokenizers = [], []
         for encoder, tokenizer, (model, vocabulary) in zip(ENCODERS, TOKENIZERS, _CLASSES, strict=True):
             there = index.get(encoder, [None])[0] is not None
-            encoders.append(model.from_pretrained(source, subfolder=encoder, dtype=dtype) if there else None)
-            tokenizers.append(vocabulary.from_pretrained(source, subfolder=tokenizer) if there else None)
+            encoders.append(load_part(model, source, encoder, dtype) if there else None)
+            tokenizers.append(load_part(vocabulary, source, tokenizer) if there else None)
         return cls(encoders, tokenizers, states_width, pooled_width)
 
     @classmethod
