@@ -113,6 +113,6 @@ def parting(curves: list[dict]) -> str:
     i = max(range(1, len(ts)), key=lambda i: abs(mean[i] - mean[i - 1]))
     word = "above" if mean[-1] > 0 else "below"
     return (
-        f"{second} ends {abs(mean[-1]):.2f} {word} {first}; they part fastest between t = {ts[i - 1]} and {ts[i]}. "
-        "What the LRM likes is not yet what a person likes: Compare tells."
+        f"{second} ends {abs(mean[-1]):.2f} {word} {first}; they part fastest between t = {ts[i - 1]:.0f} and "
+        f"{ts[i]:.0f}. What the LRM likes is not yet what a person likes: Compare tells."
     )

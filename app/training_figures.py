@@ -54,12 +54,12 @@ def lpo(rows: list[dict]) -> dict:
     return _grid([p for p in panels if _has(p, rows)], rows, 3)
 
 
-def _kept_by_t(rows: list[dict]) -> list[tuple[int, dict]]:
+def _kept_by_t(rows: list[dict]) -> list[tuple[float, dict]]:
     """The mean kept fraction of each timestep over the last ten iterations."""
-    found: dict[int, list[float]] = {}
+    found: dict[float, list[float]] = {}
     for row in rows[-10:]:
         for t, kept in (row.get("kept_by_t") or {}).items():
-            found.setdefault(int(t), []).append(kept)
+            found.setdefault(float(t), []).append(kept)
     return [(t, {"value": sum(k) / len(k), "low": None, "high": None}) for t, k in sorted(found.items(), reverse=True)]
 
 

@@ -221,9 +221,17 @@ def score_siblings(
     }
 
 
-def step_thresholds(backbone: Backbone, steps: int, eta: float, kind: str, low: float, high: float) -> list[float]:
-    """The keep threshold of every step of the live scheduler."""
-    pairs = list(transitions(backbone.timesteps(steps)))
+def step_thresholds(
+    backbone: Backbone,
+    steps: int,
+    eta: float,
+    kind: str,
+    low: float,
+    high: float,
+    shape: tuple[int, int, int] | None = None,
+) -> list[float]:
+    """The keep threshold of every step of the live scheduler; shape: of the latents, None for the model's own."""
+    pairs = list(transitions(backbone.timesteps(steps, shape)))
     stds = torch.cat([backbone.step_std(t, prev_t, eta) for t, prev_t in pairs]).cpu()
     if not bool((stds > 0).any()):
         return [low] * len(pairs)

@@ -151,7 +151,7 @@ function image(card, step, full) {
 }
 
 // A trajectory of N steps has N + 1 points; the last, at t = 0, is the finished picture.
-const place = (at, total) => (!at ? '' : at.t === 0 ? 't = 0 · the finished picture' : `t = ${at.t} · step ${at.step + 1} of ${total}`);
+const place = (at, total) => (!at ? '' : at.t === 0 ? 't = 0 · the finished picture' : `t = ${Math.round(at.t)} · step ${at.step + 1} of ${total}`);
 
 function showSide() {
   side.replaceChildren();
