@@ -41,7 +41,7 @@ class Models:
         torch.set_num_threads(interactive_threads(is_training(store)))
 
     def policy(
-        self, policy: Policy, device: str, dtype: str = "float32", allow_mismatch: bool = False
+        self, policy: Policy, device: str, dtype: str = "auto", allow_mismatch: bool = False
     ) -> Backbone:
         """The policy, ready to draw. Ask again after any other use of the models: its adapters may have changed."""
         key = (policy.base, base_identity(policy.base), device, dtype)
@@ -54,7 +54,7 @@ class Models:
         return backbone
 
     def chooser(
-        self, policy: Policy, backbone: Backbone, device: str, dtype: str = "float32", allow_mismatch: bool = False
+        self, policy: Policy, backbone: Backbone, device: str, dtype: str = "auto", allow_mismatch: bool = False
     ) -> LatentRewardModel | None:
         """The LRM of the policy's search, None without one. ConfigError if it judges another latent space."""
         if policy.search is None:
@@ -63,7 +63,7 @@ class Models:
         require_fit(lrm, policy, backbone, allow_mismatch)
         return lrm
 
-    def lrm(self, path: str, base: str, device: str, dtype: str = "float32") -> LatentRewardModel:
+    def lrm(self, path: str, base: str, device: str, dtype: str = "auto") -> LatentRewardModel:
         """The LRM at `path` ('scenes' is the shipped one); an official folder takes its tokenizer from `base`."""
         key = (path, base, device, dtype, _changed(path))
         if key not in self._lrms:

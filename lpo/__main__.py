@@ -54,13 +54,16 @@ def build_parser() -> argparse.ArgumentParser:
             _add_search(sub)
     score = commands.add_parser("score", help=_HELP["score"], description=_HELP["score"])
     score.add_argument("--lrm", required=True, help="LRM folder of this program or of the official code, or 'scenes'")
-    score.add_argument("--base", help="base model of an official LRM folder: its tokenizer is needed")
+    score.add_argument("--base", help="model whose latents these are; an official LRM folder needs it, "
+                       "for its tokenizer")  # fmt: skip
     score.add_argument("--latents", required=True, metavar="FILE.safetensors",
                        help="tensors `latents` (N, C, H, W) and `timesteps` (N,)")  # fmt: skip
     score.add_argument("--prompts", required=True, metavar="FILE.json", help="list of N prompts")
     score.add_argument("--out", required=True, metavar="FILE.json", help='where {"scores": [...]} goes')
     score.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     score.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    score.add_argument("--allow_latent_mismatch", "--allow-latent-mismatch", action="store_true",
+                       help="score although the LRM was trained in another latent space than --base's")  # fmt: skip
     return parser
 
 
@@ -211,7 +214,8 @@ def _run(args: argparse.Namespace) -> int:
     from lpo import commands  # torch and the Hugging Face stack: only once the arguments are known to be good
 
     if args.command == "score":
-        return commands.score(args.lrm, args.base, args.latents, args.prompts, args.out, args.device, args.dtype)
+        return commands.score(args.lrm, args.base, args.latents, args.prompts, args.out, args.device, args.dtype,
+                              args.allow_latent_mismatch)  # fmt: skip
     if args.run_dir is None:
         raise ConfigError(f"{args.command} needs --run-dir DIR, the folder for what it writes.")
     if args.resume:

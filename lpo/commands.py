@@ -11,8 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from lpo.backbones import base_fingerprint
+from lpo.backbones.latent_space import require_same
 from lpo.config import CONFIGS, ConfigError, from_dict
 from lpo.lpo_trainer import LPOTrainer
+from lpo.lrm_files import latent_space
 from lpo.lrm_trainer import LRMTrainer
 from lpo.prompts import read_prompts
 from lpo.ranks import LostRank, Ranks, join
@@ -74,8 +77,10 @@ def _guarded(command: str, config: Any, run: Run, ranks: Ranks, resuming: bool) 
         raise
 
 
-def score(lrm: str, base: str | None, latents: str, prompts: str, out: str, device: str, dtype: str) -> int:
-    """Scores of a file of latents, as {"scores": [...]}."""
+def score(
+    lrm: str, base: str | None, latents: str, prompts: str, out: str, device: str, dtype: str, allow_mismatch: bool
+) -> int:
+    """Scores of a file of latents, as {"scores": [...]}. A `base` says which model's latents they are."""
     try:
         tensors = load_file(latents)
     except (OSError, SafetensorError) as error:
@@ -86,13 +91,13 @@ def score(lrm: str, base: str | None, latents: str, prompts: str, out: str, devi
     if x.ndim != 4 or t.shape != x.shape[:1] or len(texts) != len(x):
         shapes = f"latents {tuple(x.shape)}, timesteps {tuple(t.shape)}, {len(texts)} prompts"
         raise ConfigError(f"The inputs do not match ({shapes}): N latents (N, C, H, W) need N timesteps and N prompts.")
-    if bool((t < 0).any()) or bool((t > 999).any()):
-        raise ConfigError("timesteps must lie between 0 and 999.")
     model = LatentRewardModel.from_pretrained(lrm, base, device, dtype)
-    if x.shape[1] != model.unet.config.in_channels:
-        raise ConfigError(
-            f"The latents have {x.shape[1]} channels, but this LRM takes {model.unet.config.in_channels}."
-        )
+    if bool((t < 0).any()) or bool((t > model.trunk.last_t).any()):
+        raise ConfigError(f"timesteps must lie between 0 and {model.trunk.last_t}.")
+    if x.shape[1] != model.trunk.channels:
+        raise ConfigError(f"The latents have {x.shape[1]} channels, but this LRM takes {model.trunk.channels}.")
+    if base and (model.fingerprint is not None or model.meta.get("base") != base):
+        require_same(latent_space(model, base), base_fingerprint(base), lrm, base, allow_mismatch)
     with torch.no_grad():
         scores = model.score(x, t, texts, batch_size=64).tolist()
     Path(out).parent.mkdir(parents=True, exist_ok=True)

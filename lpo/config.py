@@ -13,7 +13,7 @@ from typing import Any
 from lpo.options import ConfigError, from_dict, opt, ordered, to_dict, validate
 from lpo.presets import PRESETS, SOURCES
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 SEARCHES = ("best-of-n", "steps")
 
 
@@ -39,7 +39,38 @@ def _device() -> Any:
 
 
 def _dtype() -> Any:
-    return opt("float32", "number format of the frozen weights; trained weights stay float32", choices=DTYPES)
+    return opt(
+        "auto",
+        "number format of the frozen weights; trained weights stay float32. auto: bfloat16 on a GPU that has it, else "
+        "float32",
+        choices=DTYPES,
+    )
+
+
+def _channels_last() -> Any:
+    return opt(
+        "auto",
+        "memory layout of convolutions, for speed only; auto is on for CPUs and NVIDIA GPUs",
+        choices=("auto", "on", "off"),
+    )
+
+
+def _compile() -> Any:
+    return opt(False, "compile the repeated layers: minutes at the start, then faster steps; for long runs on a GPU")
+
+
+def _tf32() -> Any:
+    return opt(True, "NVIDIA GPUs: multiply float32 numbers at TF32 precision, which is still above bfloat16's")
+
+
+def _micro_batch() -> Any:
+    return opt(
+        None,
+        "pairs in one forward and backward; gradients are added up, so it changes memory and speed only; empty takes "
+        "the whole batch at once",
+        min=1,
+        max=65536,
+    )
 
 
 def _seed() -> Any:
@@ -47,7 +78,7 @@ def _seed() -> Any:
 
 
 def _mismatch() -> Any:
-    return opt(False, "use an LRM although its latent space is not the policy's (it then scores noise)")
+    return opt(False, "use an LRM or adapter of another latent space than the base's (such an LRM scores noise)")
 
 
 @dataclass(frozen=True)
@@ -137,6 +168,9 @@ class SampleConfig:
     device: str = _device()
     allow_latent_mismatch: bool = _mismatch()
     dtype: str = _dtype()
+    channels_last: str = _channels_last()
+    compile: bool = _compile()
+    tf32: bool = _tf32()
 
     def __post_init__(self) -> None:
         validate(self)
@@ -173,6 +207,9 @@ class TraceConfig:
     allow_latent_mismatch: bool = _mismatch()
     device: str = _device()
     dtype: str = _dtype()
+    channels_last: str = _channels_last()
+    compile: bool = _compile()
+    tf32: bool = _tf32()
 
     def __post_init__(self) -> None:
         validate(self)
@@ -218,6 +255,14 @@ class LRMConfig:
     guidance_scale: float = opt(
         7.5, "visual feature enhancement: guidance applied to the mid feature", min=0.0, max=50.0, source="paper"
     )
+    feature_layer: int = opt(
+        18,
+        "SD3, for init 'base': transformer layer, from 1, whose image tokens are read; later layers are dropped",
+        min=1,
+        max=1000,
+        source="paper, SD3",
+    )
+    t5: bool = opt(False, "SD3, for init 'base': the LRM reads prompts with T5 too (19 GB more in float32)")
     timesteps: int = opt(
         20, "number of timesteps on the training grid {1, 51, ...}", min=1, max=1000, source="code: 20"
     )
@@ -240,9 +285,14 @@ class LRMConfig:
     seed: int = _seed()
     save_every: int = opt(1000, "steps between checkpoints; the last is always kept", min=1, max=10**7)
     eval_every: int = opt(200, "steps between evaluations on held-out pairs", min=1, max=10**7)
-    gradient_checkpointing: bool = opt(False, "less memory for more compute")
+    micro_batch_size: int | None = _micro_batch()
+    gradient_checkpointing: bool = opt(False, "less memory for about a third more compute in training")
+    allow_latent_mismatch: bool = _mismatch()
     device: str = _device()
     dtype: str = _dtype()
+    channels_last: str = _channels_last()
+    compile: bool = _compile()
+    tf32: bool = _tf32()
 
     def __post_init__(self) -> None:
         validate(self)
@@ -256,7 +306,11 @@ class LPOConfig:
     policy: Policy = opt(  # noqa: RUF009
         Policy(), "where training starts; its adapters stay frozen and belong to the reference", main=True
     )
-    lrm: str = opt("scenes", "LRM folder that judges siblings; 'scenes' is the shipped one", main=True)
+    lrm: str = opt(
+        "scenes",
+        "LRM folder that judges siblings; 'scenes' is the shipped one; FOLDER@BASE for an official one of another base",
+        main=True,
+    )
     prompts: str = opt("", "training prompts: a .json list or a .txt file", main=True)
     eval_prompts: str = opt(
         "", "held-out prompts for the held-out reward and the sample pictures; empty switches both off"
@@ -322,10 +376,14 @@ class LPOConfig:
     height: int | None = _side()
     width: int | None = _side()
     score_batch_size: int = opt(256, "siblings scored together; changes speed and memory only", min=1, max=65536)
-    gradient_checkpointing: bool = opt(False, "less memory for more compute")
+    micro_batch_size: int | None = _micro_batch()
+    gradient_checkpointing: bool = opt(False, "less memory for about a third more compute in training")
     allow_latent_mismatch: bool = _mismatch()
     device: str = _device()
     dtype: str = _dtype()
+    channels_last: str = _channels_last()
+    compile: bool = _compile()
+    tf32: bool = _tf32()
 
     def __post_init__(self) -> None:
         validate(self)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lpo import rng
 from lpo.backbones import Conditioning, load_policy
@@ -28,7 +29,7 @@ from lpo.evaluation import HeldOut
 from lpo.losses import lpo_loss
 from lpo.lrm_files import latent_space
 from lpo.prompts import read_prompts
-from lpo.ranks import ALONE, Ranks
+from lpo.ranks import ALONE, Ranks, portions
 from lpo.reward_model import LatentRewardModel
 from lpo.rollout import Pair, plan, rollout
 from lpo.run_dir import Run, write_json
@@ -46,7 +47,7 @@ class LPOTrainer:
         shared = {p.casefold() for p in self.prompts} & {p.casefold() for p in heldout}
         if shared:
             raise ConfigError(f"{len(shared)} prompts, such as {min(shared)!r}, are both trained on and held out.")
-        self.policy = load_policy(config.policy, config.device, config.dtype)
+        self.policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
         self.policy.latent_shape(config.height, config.width)  # refuses a size that does not fit
         self.lrm = LatentRewardModel.from_pretrained(
             config.lrm, base=config.policy.base, device=config.device, dtype=config.dtype
@@ -62,6 +63,10 @@ class LPOTrainer:
         self.policy.add_trainable_adapter(config.lora_rank, config.lora_targets, config.seed)
         if config.gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
+        for model in (self.policy, self.lrm):
+            model.tune(config)
+        own = -(-config.train_batch_size // ranks.count)  # pairs of a full minibatch that are this rank's
+        self.portion = min(config.micro_batch_size or own, own)
         self.weights = self.policy.trainable_parameters()
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=config.lr, weight_decay=config.weight_decay)
         self.plan = plan(self.policy, config)
@@ -145,7 +150,8 @@ class LPOTrainer:
         latents = [torch.stack([pair.x_t, pair.winner, pair.loser]) for pair in kept]
         packed = torch.stack(latents).cpu() if kept else torch.zeros(0, 3, *shape)
         packed = self.ranks.gather_uneven(packed)  # (N, 3, C, H, W)
-        places = self.ranks.gather_uneven(torch.tensor([(index[p.t], p.row) for p in kept]).view(-1, 2)).tolist()
+        places = torch.tensor([(index[p.t], p.row) for p in kept], dtype=torch.long).view(-1, 2)
+        places = self.ranks.gather_uneven(places).tolist()
         found = []
         for (step, row), (x_t, winner, loser) in sorted(zip(places, packed, strict=True), key=lambda pair: pair[0]):
             t, prev_t = self.plan.steps[step][:2]
@@ -153,41 +159,16 @@ class LPOTrainer:
         return found
 
     def _update(self, batch: Sequence[Pair], conditioning: Conditioning) -> None:
-        """One optimiser step on B pairs. Winner and loser share one policy and one reference forward of their x_t.
-        The n pairs of `batch` are those of all ranks; this one's share is B of them."""
-        config, device, n = self.config, self.policy.device, len(batch)
-        share = self.ranks.share(n)
-        ts = [pair.t for pair in batch]
-        batch = [batch[row] for row in share.rows]
-        x_t = torch.stack([p.x_t for p in batch]).to(device)  # (B, C, H, W)
-        winner = torch.stack([p.winner for p in batch]).to(device)
-        loser = torch.stack([p.loser for p in batch]).to(device)
-        t = torch.tensor([p.t for p in batch], device=device)  # (B,)
-        prev_t = torch.tensor([p.prev_t for p in batch], device=device)
-        rows = conditioning.rows([p.row for p in batch])
-
-        with torch.no_grad(), self.policy.reference():
-            reference = self.policy.predict(x_t, t, rows, config.guidance_scale)
-            _, mean_reference, std = self.policy.transition(x_t, reference, t, prev_t, config.eta)
-        prediction = self.policy.predict(x_t, t, rows, config.guidance_scale)
-        _, mean, _ = self.policy.transition(x_t, prediction, t, prev_t, config.eta)
-        log_ratio_winner = log_prob(winner, mean, std) - log_prob(winner, mean_reference, std)
-        log_ratio_loser = log_prob(loser, mean, std) - log_prob(loser, mean_reference, std)
-        beta = config.beta * (x_t[0].numel() if config.beta_unit == "nat" else 1)
-        terms = lpo_loss(log_ratio_winner, log_ratio_loser, beta, config.clamp)
-        weights = [self.step_weights[p.t] * weight for p, weight in zip(batch, share.weights, strict=True)]
-        weighted = terms.loss * torch.tensor(weights, device=device)
-        loss = weighted.sum() / n
-
+        """One optimiser step. The n pairs of `batch` are those of all ranks; this one takes its share in portions."""
+        config, n = self.config, len(batch)
+        share, ts, columns = self.ranks.share(n), [pair.t for pair in batch], []
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for part in portions(share, self.portion, config.compile):
+            columns.append(self._backward([batch[row] for row in part.rows], part.weights, n, conditioning))
+        columns = torch.cat(columns)[: len(share.rows)]
         self.ranks.add(weight.grad for weight in self.weights.values() if weight.grad is not None)
         bound = config.max_grad_norm or math.inf  # an infinite bound measures only
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), bound))
-        drift = (mean.detach() - mean_reference).pow(2).mean(dim=(1, 2, 3)).sqrt() / std
-        log_ratios = log_ratio_winner.detach() - log_ratio_loser.detach()
-        clamped = (terms.clamped_winner.float() + terms.clamped_loser.float()) / 2
-        columns = torch.stack([weighted.detach(), terms.margin.detach(), log_ratios, clamped, drift], dim=1)
         losses, margin, log_ratios, clamped, drift = self.ranks.gather(columns, n).T.contiguous()  # (n,) each
         mean_loss = float(losses.sum() / n)
         if not math.isfinite(mean_loss) or not math.isfinite(grad_norm):
@@ -208,6 +189,37 @@ class LPOTrainer:
             }
         )
         self.sums["drift"] += [[t, float(d)] for t, d in zip(ts, drift, strict=True)]
+
+    def _backward(
+        self, batch: Sequence[Pair], shares: Sequence[float], n: int, conditioning: Conditioning
+    ) -> Tensor:
+        """Adds the gradients of B pairs, each counting 0 or 1 of n. Winner and loser share one policy and one reference
+        forward of their x_t. Returns (B, 5): weighted loss, margin, unclamped margin, share clamped, drift."""
+        config, device = self.config, self.policy.device
+        x_t = torch.stack([p.x_t for p in batch]).to(device)  # (B, C, H, W)
+        winner = torch.stack([p.winner for p in batch]).to(device)
+        loser = torch.stack([p.loser for p in batch]).to(device)
+        t = torch.tensor([p.t for p in batch], device=device)  # (B,)
+        prev_t = torch.tensor([p.prev_t for p in batch], device=device)
+        rows = conditioning.rows([p.row for p in batch])
+
+        with torch.no_grad(), self.policy.reference():
+            reference = self.policy.predict(x_t, t, rows, config.guidance_scale)
+            _, mean_reference, std = self.policy.transition(x_t, reference, t, prev_t, config.eta)
+        prediction = self.policy.predict(x_t, t, rows, config.guidance_scale)
+        _, mean, _ = self.policy.transition(x_t, prediction, t, prev_t, config.eta)
+        log_ratio_winner = log_prob(winner, mean, std) - log_prob(winner, mean_reference, std)
+        log_ratio_loser = log_prob(loser, mean, std) - log_prob(loser, mean_reference, std)
+        beta = config.beta * (x_t[0].numel() if config.beta_unit == "nat" else 1)
+        terms = lpo_loss(log_ratio_winner, log_ratio_loser, beta, config.clamp)
+        weights = [self.step_weights[p.t] * share for p, share in zip(batch, shares, strict=True)]
+        weighted = terms.loss * torch.tensor(weights, device=device)
+        (weighted.sum() / n).backward()
+
+        drift = (mean.detach() - mean_reference).pow(2).mean(dim=(1, 2, 3)).sqrt() / std
+        log_ratios = log_ratio_winner.detach() - log_ratio_loser.detach()
+        clamped = (terms.clamped_winner.float() + terms.clamped_loser.float()) / 2
+        return torch.stack([weighted.detach(), terms.margin.detach(), log_ratios, clamped, drift], dim=1)
 
     def _iteration_metrics(self) -> dict:
         """The iteration's metrics: means over its kept pairs. Without kept pairs only the sampling half."""

@@ -2,23 +2,27 @@
 
 Own format:  lrm.json (format_version, architecture, fingerprint, temperature, meta), model.safetensors, tokenizer/
 Official:    unet/, text_encoder/, state_dict.pt = {visual_projection, text_projection, logit_scale}; the tokenizer and
-             the latent space come from the base model.
+             the latent space come from the base model. SDXL: also text_encoder_2/, and no text_projection.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
+from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lpo.backbones import load_policy, pick_device, resolve_base
+from lpo.backbones import Backbone, base_fingerprint, load_policy
+from lpo.backbones.source import config_folder, resolve_base
 from lpo.backbones.trunk import official_kind, trunk_class
 from lpo.config import ConfigError, Policy
 from lpo.reward_model import LatentRewardModel
@@ -40,8 +44,16 @@ def from_base(
     encoder's hidden size unless given; feature_layer and t5 are SD3's. Raises ConfigError if the base cannot be loaded
     or has no such layer."""
     policy = load_policy(Policy(base), str(device), str(dtype).removeprefix("torch."))
-    space, trunk = policy.fingerprint(), policy.trunk(feature_layer, t5)
-    model = LatentRewardModel(trunk, projection_dim or trunk.text_width).to(device)
+    return from_backbone(policy, projection_dim, seed, feature_layer, t5)
+
+
+def from_backbone(
+    backbone: Backbone, projection_dim: int | None, seed: int = 0, feature_layer: int = 18, t5: bool = False
+) -> LatentRewardModel:
+    """`from_base` on a backbone that is loaded already. It hands its network over: it still encodes, but samples no
+    more."""
+    base, space, trunk = backbone.policy.base, backbone.fingerprint(), backbone.trunk(feature_layer, t5)
+    model = LatentRewardModel(trunk, projection_dim or trunk.text_width).to(backbone.device)
     model.init_heads(seed)
     model.fingerprint = space
     model.name, model.meta = base, {"base": base}
@@ -49,14 +61,18 @@ def from_base(
 
 
 def load(path: str, base: str | None, device: torch.device, dtype: torch.dtype) -> LatentRewardModel:
-    """Load an LRM folder of either format. Raises ConfigError with one sentence if it is not one."""
-    folder = SCENES_LRM if path == "scenes" else Path(path).expanduser()
+    """Load an LRM folder of either format. Raises ConfigError with one sentence if it is not one.
+
+    An official folder needs a base model: `base`, or its own in FOLDER@BASE (an SD1.5 LRM that judges an SD2.1 policy).
+    """
+    name, own_base = split_name(path)
+    folder = SCENES_LRM if name == "scenes" else Path(name).expanduser()
     if (folder / "lrm.json").exists():
         model = _load_own(folder, dtype)
     elif (folder / "state_dict.pt").exists():
-        model = _load_official(folder, base, dtype)
+        model = _load_official(folder, own_base or base, dtype)
     else:
-        what = "The shipped Scenes LRM" if path == "scenes" else path
+        what = "The shipped Scenes LRM" if name == "scenes" else name
         raise ConfigError(
             f"{what} is not an LRM folder: it has neither lrm.json (own format) nor state_dict.pt (official)."
         )
@@ -64,14 +80,27 @@ def load(path: str, base: str | None, device: torch.device, dtype: torch.dtype) 
     return model.to(device).eval().requires_grad_(False)
 
 
+def split_name(path: str) -> tuple[str, str | None]:
+    """(folder, base or None) of an LRM's name, FOLDER or FOLDER@BASE."""
+    folder, at, base = path.rpartition("@")
+    return (folder, base) if at and folder and base and not Path(path).expanduser().is_dir() else (path, None)
+
+
 def _load_own(folder: Path, dtype: torch.dtype) -> LatentRewardModel:
     try:
         info = json.loads((folder / "lrm.json").read_text())
         if info["format_version"] > FORMAT_VERSION:
             raise ConfigError(f"{folder} was written by a newer version of this program: update the program.")
-        trunk = trunk_class(info["architecture"]["kind"]).from_description(info["architecture"], folder)
-        model = LatentRewardModel(trunk, info["projection_dim"], info["guidance_scale"])
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+        with init_empty_weights():  # the weights are about to be read: drawing random ones takes minutes for SDXL
+            trunk = trunk_class(info["architecture"]["kind"]).from_description(info["architecture"], folder)
+            model = LatentRewardModel(trunk, info["projection_dim"], info["guidance_scale"])
+        heads = ("visual_projection.", "text_projection.", "logit_scale")
+        weights = load_file(folder / "model.safetensors")
+        # Heads stay fp32: they are small and set the scale of the score.
+        weights = {k: v.to(torch.float32 if k.startswith(heads) else dtype) for k, v in weights.items()}
+        model.load_state_dict(weights, assign=True)
+    except ConfigError:
+        raise
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"The LRM folder {folder} is damaged or incomplete ({type(error).__name__}).") from error
     model.temperature, model.fingerprint, model.meta = info["temperature"], info["fingerprint"], info["meta"]
@@ -82,21 +111,41 @@ def _load_official(folder: Path, base: str | None, dtype: torch.dtype) -> Latent
     if not base:
         raise ConfigError(f"{folder} is an official LRM folder: name its base model too (--base), for the tokenizer.")
     source = resolve_base(base)
+    _require_own_base(folder, base, config_folder(source))
     try:
         heads = torch.load(folder / "state_dict.pt", map_location="cpu", weights_only=True)
         visual = heads["visual_projection"]["weight"]
-        model = LatentRewardModel(trunk_class(official_kind(folder)).from_official(folder, source), visual.shape[0])
+        trunk = trunk_class(official_kind(folder)).from_official(folder, source)
+        model = LatentRewardModel(trunk, visual.shape[0])
         with torch.no_grad():
             model.visual_projection.weight.copy_(visual)
             if model.text_projection is not None:
                 model.text_projection.weight.copy_(heads["text_projection"]["weight"])
             model.logit_scale.copy_(torch.as_tensor(heads["logit_scale"]))
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except ConfigError:
+        raise
+    except (OSError, EOFError, KeyError, ValueError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise ConfigError(
-            f"The official LRM folder {folder} is damaged, incomplete or not of SD1.x shape ({type(error).__name__})."
+            f"The official LRM folder {folder} is damaged, incomplete or of an unknown shape ({type(error).__name__})."
         ) from error
     model.meta = {"base": base, "format": "official"}
     return model.cast(dtype)
+
+
+def _require_own_base(folder: Path, base: str, source: str) -> None:
+    """ConfigError if the UNet of an official folder reads other text than the base's: it was trained from another."""
+    try:
+        ours = json.loads((folder / "unet" / "config.json").read_text())
+        theirs = UNet2DConditionModel.load_config(source, subfolder="unet")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The UNet configuration of {folder} or of its base {base} cannot be read: get the folder again."
+        ) from error
+    if any(ours.get(k) != theirs.get(k) for k in ("cross_attention_dim", "addition_embed_type")):
+        raise ConfigError(
+            f"The official LRM {folder} was not trained from {base}, whose text encoder is another: name its own base, "
+            f"as {folder}@BASE or with --base."
+        )
 
 
 def merged_state(model: LatentRewardModel) -> dict[str, Tensor]:
@@ -149,8 +198,8 @@ def export_official(model: LatentRewardModel, path: Path, base: str) -> None:
 def latent_space(model: LatentRewardModel, base: str | None = None) -> dict:
     """The LRM's fingerprint; an official folder inherits its base model's. Raises ConfigError if neither is known."""
     if model.fingerprint is None:
-        base = base or model.meta.get("base")
+        base = model.meta.get("base") or base
         if not base:
             raise ConfigError(f"The latent space of {model.name} is unknown: name its base model.")
-        model.fingerprint = load_policy(Policy(base), str(pick_device("cpu"))).fingerprint()
+        model.fingerprint = base_fingerprint(base)
     return model.fingerprint

@@ -18,17 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lpo import rng
-from lpo.backbones import Backbone, Conditioning, load_policy
+from lpo.backbones import Backbone, load_policy, pick_dtype
 from lpo.backbones.latent_space import require_same
-from lpo.backbones.sd import guided_features
 from lpo.calibration import describe, fit_temperature
 from lpo.config import LRMConfig, Policy
 from lpo.data import DataError, LatentCache, Pair, normalise_prompt, prompt_hash, read_pairs
-from lpo.diffusion import add_noise, gather
 from lpo.losses import pair_loss
-from lpo.lrm_files import latent_space
+from lpo.lrm_files import from_backbone, latent_space
 from lpo.lrm_start import fit_start
-from lpo.ranks import ALONE, Ranks
+from lpo.ranks import ALONE, Ranks, portions
 from lpo.reward_model import LatentRewardModel
 
 HEADS = ("visual_projection", "text_projection", "logit_scale")
@@ -70,13 +68,16 @@ def start_lrm(config: LRMConfig, backbone: Backbone) -> LatentRewardModel:
     A warm start's temperature moves into its logit scale, so its scores stay what they were and the loss sees them so.
     """
     if config.init == "base":
-        lrm = LatentRewardModel.from_base(config.base, config.projection_dim, config.device, config.dtype, config.seed)
+        lrm = from_backbone(backbone, config.projection_dim, config.seed, config.feature_layer, config.t5)
         lrm.with_guidance(config.guidance_scale)
         if config.text_projection:
+            if lrm.text_projection is None:
+                raise DataError(f"{config.base} compares with its pooled text as it is; leave text_projection empty")
             lrm.init_heads(config.seed, _read_text_projection(config.text_projection, lrm.text_projection.weight.shape))
     else:
         lrm = LatentRewardModel.from_pretrained(config.init, config.base, config.device, config.dtype)
-        require_same(latent_space(lrm, config.base), backbone.fingerprint(), config.init, config.base, False)
+        require_same(latent_space(lrm, config.base), backbone.fingerprint(), config.init, config.base,
+                     config.allow_latent_mismatch)
         with torch.no_grad():
             lrm.logit_scale -= math.log(lrm.temperature)
         lrm.temperature = 1.0
@@ -111,7 +112,12 @@ class LRMTrainer:
         self._refuse_overlap()
         self.lrm.set_trainable(config.train, config.lora_rank, config.train_text_encoder, config.seed)
         if config.gradient_checkpointing:
-            self.lrm.unet.enable_gradient_checkpointing()
+            self.lrm.enable_gradient_checkpointing()
+        dtype = pick_dtype(config.dtype, self.lrm.device)
+        self.lrm.mixed_precision = dtype if dtype == torch.bfloat16 else None
+        self.lrm.tune(config)
+        own = -(-config.batch_size // ranks.count)  # pairs of a step that are this rank's
+        self.portion = min(config.micro_batch_size or own, own)
         self.weights = self.lrm.trainable_parameters()
         self.initial = {name: weight.detach().clone() for name, weight in self.weights.items()} if config.anchor else {}
         heads = [weight for name, weight in self.weights.items() if name.startswith(HEADS)]
@@ -126,7 +132,7 @@ class LRMTrainer:
         if not self.grid:
             raise DataError(f"no timestep of the grid of {config.timesteps} lies in [{config.t_min}, {config.t_max}]; "
                             "widen the window or use more timesteps")
-        self.alphas = backbone.alphas.cpu()
+        self.process = backbone.process
         self._encode(backbone, pairs)
         if config.fit_start:
             self._fit_start()
@@ -160,12 +166,11 @@ class LRMTrainer:
         for start in range(0, len(self.pairs), EVAL_BATCH):
             part, columns = self.pairs[start:start + EVAL_BATCH], []
             text = self.lrm.encode_text([pair.prompt for pair in part] * 2)
-            empty = self.lrm.encode_text([""]).states.expand(2 * len(part), -1, -1)
+            empty = self.lrm.encode_text([""])
             for t in self.grid[::4]:
                 noisy, times = self._noised(part, [t] * len(part), [("lrm-start", t, pair.id) for pair in part])
-                seen = guided_features(self.lrm.unet, noisy, times, Conditioning(text.states, empty))
-                mid = seen.unconditional_mid + self.lrm.guidance_scale * (seen.mid - seen.unconditional_mid)
-                columns.append(torch.cat([*seen.down, mid], dim=1).view(2, len(part), -1).transpose(0, 1))
+                seen = self.lrm.guided(self.lrm.features(noisy, times, text, empty))
+                columns.append(seen.view(2, len(part), -1).transpose(0, 1))
             features.append(torch.stack(columns, dim=1))
             texts.append(self.lrm.text_features(text.pooled[:len(part)]))
         target, weight = (torch.tensor(one) for one in zip(*((p.target, p.weight) for p in self.pairs), strict=True))
@@ -193,7 +198,7 @@ class LRMTrainer:
             clean = clean + self.std[rows] * torch.stack([rng.normal(shape, *key, "posterior") for key in keys])
         noise = torch.stack([rng.normal(shape, *key, "noise") for key in keys])
         t = torch.tensor(timesteps * 2)
-        noisy = add_noise(clean, noise, gather(self.alphas, t, len(t)))
+        noisy = self.process.add_noise(clean, noise, t)
         return noisy.to(self.lrm.device), t.to(self.lrm.device)
 
     def train(self) -> Iterator[dict[str, float]]:
@@ -206,16 +211,20 @@ class LRMTrainer:
             batch = [self.pairs[order[epoch][place]] for epoch, place in places]
             lots = rng.integers(len(self.grid), (len(batch),), config.seed, "lrm-timestep", self.step).tolist()
             draws = [("lrm", self.step, i) for i in range(len(batch))]
-            share = self.ranks.share(len(batch))
-            margins = self.margins(*([each[row] for row in share.rows]
-                                     for each in (batch, [self.grid[lot] for lot in lots], draws)))
-            target = torch.tensor([pair.target for pair in batch], device=margins.device)
-            weight = torch.tensor([pair.weight for pair in batch], device=margins.device)
-            own = weight[share.rows] * weight.new_tensor(share.weights)
-            loss = pair_loss(margins, torch.zeros_like(margins), target[share.rows], own, weight.sum())
+            target = torch.tensor([pair.target for pair in batch], device=self.lrm.device)
+            weight = torch.tensor([pair.weight for pair in batch], device=self.lrm.device)
+            share, losses, parts = self.ranks.share(len(batch)), [], []
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            loss, margins = loss.detach(), self.ranks.gather(margins.detach(), len(batch))
+            for part in portions(share, self.portion, config.compile):
+                margins = self.margins(*([each[row] for row in part.rows]
+                                         for each in (batch, [self.grid[lot] for lot in lots], draws)))
+                own = weight[part.rows] * weight.new_tensor(part.weights)
+                loss = pair_loss(margins, torch.zeros_like(margins), target[part.rows], own, weight.sum())
+                loss.backward()
+                losses.append(loss.detach())
+                parts.append(margins.detach())
+            loss = torch.stack(losses).sum()
+            margins = self.ranks.gather(torch.cat(parts)[:len(share.rows)], len(batch))
             self.ranks.add([loss, *(w.grad for w in self.weights.values() if w.grad is not None)])
             # clip_grad_norm_ with an infinite bound measures only
             norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm or math.inf)

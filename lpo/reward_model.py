@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from lpo.backbones import Features, pick_device, pick_dtype
+from lpo.backbones.speed import SpeedSettings, tune
 from lpo.backbones.trunk import TextEncoding, Trunk, beside, cast
 from lpo.config import ConfigError
 from lpo.rng import normal
@@ -47,6 +49,8 @@ class LatentRewardModel(nn.Module):
         self.fingerprint: dict | None = None  # of the latent space; None until known (official folders)
         self.meta: dict = {}
         self.name = ""
+        self.mixed_precision: torch.dtype | None = None  # what a trunk with float32 weights computes in; None: float32
+        self.same_shapes = False  # compiled: every scored batch is filled up to the batch size
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -55,7 +59,7 @@ class LatentRewardModel(nn.Module):
         base: str,
         projection_dim: int | None = None,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         seed: int = 0,
         feature_layer: int = 18,
         t5: bool = False,
@@ -63,24 +67,24 @@ class LatentRewardModel(nn.Module):
         """An untrained LRM on a base model's early blocks. See `lrm_files.from_base`."""
         from lpo import lrm_files
 
-        return lrm_files.from_base(
-            base, projection_dim, pick_device(device), pick_dtype(dtype), seed, feature_layer, t5
-        )
+        where = pick_device(device)
+        return lrm_files.from_base(base, projection_dim, where, pick_dtype(dtype, where), seed, feature_layer, t5)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, base: str | None = None, device: str = "auto", dtype: str = "float32"
+        cls, path: str | Path, base: str | None = None, device: str = "auto", dtype: str = "auto"
     ) -> LatentRewardModel:
         """Own format, 'scenes' (the shipped LRM), or an official folder (`base` gives tokenizer and latent space)."""
         from lpo import lrm_files
 
-        return lrm_files.load(str(path), base, pick_device(device), pick_dtype(dtype))
+        where = pick_device(device)
+        return lrm_files.load(str(path), base, where, pick_dtype(dtype, where))
 
     def save(self, path: str | Path, meta: dict | None = None, dtype: str = "float32") -> None:
         """Write own format: lrm.json, model.safetensors (LoRA merged), tokenizer/. Whole or not at all."""
         from lpo import lrm_files
 
-        lrm_files.save(self, Path(path), meta, pick_dtype(dtype))
+        lrm_files.save(self, Path(path), meta, pick_dtype(dtype, self.device))
 
     @property
     def device(self) -> torch.device:
@@ -103,6 +107,8 @@ class LatentRewardModel(nn.Module):
         """Trunk in `dtype`; the heads stay fp32: they are small and set the scale of the score."""
         for part in self.trunk.parts.values():
             cast(part, dtype)
+            if isinstance(part, UNet2DConditionModel):
+                part.to(memory_format=torch.channels_last)
         return self
 
     # Scoring
@@ -147,7 +153,9 @@ class LatentRewardModel(nn.Module):
 
     def features(self, latents: Tensor, timesteps: Tensor, text: TextEncoding, unconditional: TextEncoding) -> Features:
         """Pooled features of latents (N, C, H, W) at timesteps (N,); text N rows, unconditional 1 or N rows."""
-        return self.trunk.features(latents, timesteps, beside(text, unconditional))
+        mixed = self.mixed_precision
+        with torch.autocast(self.device.type, mixed, enabled=mixed is not None):
+            return self.trunk.features(latents, timesteps, beside(text, unconditional))
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: TextEncoding, unconditional: TextEncoding) -> Tensor:
         """Scores (N,). latents (N, C, H, W); timesteps (N,); text N rows; unconditional 1 or N rows."""
@@ -167,11 +175,14 @@ class LatentRewardModel(nn.Module):
             raise ValueError(f"{n} latents need {n} prompts, not {len(prompts)}.")
         t = torch.as_tensor(timesteps, device=self.device).reshape(-1).expand(n)
         text, unconditional = self.encode_text(prompts), self.encode_text([""])
-        parts = []
-        for start in range(0, n, batch_size or n):
-            rows = slice(start, start + (batch_size or n))
-            parts.append(self(latents[rows].to(self.device), t[rows], text.rows(rows), unconditional))
-        return torch.cat(parts)
+        size, parts = batch_size or n, []
+        for start in range(0, n, size):
+            # compiled code is for one shape: the last rows are repeated, and what becomes of them is dropped
+            end = start + size if self.same_shapes and n > size else min(start + size, n)
+            rows = torch.arange(start, end).clamp(max=n - 1).to(latents.device)
+            here = rows.to(self.device)
+            parts.append(self(latents[rows].to(self.device), t[here], text.rows(here), unconditional))
+        return torch.cat(parts)[:n]
 
     # Training
     def set_trainable(self, mode: str, lora_rank: int = 8, train_text_encoder: bool = True, seed: int = 0) -> None:
@@ -205,6 +216,11 @@ class LatentRewardModel(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         self.trunk.parts[self.trunk.network].enable_gradient_checkpointing()
+
+    def tune(self, settings: SpeedSettings) -> None:
+        """Layout and compilation of the network; changes speed and memory only. See lpo/backbones/speed.py."""
+        tune(self.trunk.parts[self.trunk.network], self.device, settings)
+        self.same_shapes = settings.compile
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

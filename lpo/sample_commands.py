@@ -34,6 +34,7 @@ def run_sample(config: SampleConfig, run: Run) -> int:
     if not prompts or not config.seeds:
         raise ConfigError("sample needs at least one prompt and one seed.")
     policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
+    policy.tune(config)
     total, files = len(prompts) * len(config.seeds), []
     for done, (index, seed, picture, scores) in enumerate(_pictures(config, policy, prompts), 1):
         name = f"samples/prompt{index}_seed{seed}.png"
@@ -66,6 +67,7 @@ def _pictures(
             yield index, seed, picture, []
         return
     lrm = load_lrm(config.policy, policy, config.device, config.dtype, config.allow_latent_mismatch)
+    lrm.tune(config)
     yield from sample_searched(policy, lrm, search, *settings)
 
 
@@ -74,17 +76,21 @@ def run_trace(config: TraceConfig, run: Run) -> int:
     if not config.prompt or not config.seeds:
         raise ConfigError("trace needs a prompt and at least one seed.")
     policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
+    policy.tune(config)
     search, chooser = config.policy.search, None
     if search is not None:
         chooser = load_lrm(config.policy, policy, config.device, config.dtype, config.allow_latent_mismatch)
+        chooser.tune(config)
     lrms = {}
     for name in config.lrm:
         lrm = LatentRewardModel.from_pretrained(name, config.policy.base, config.device, config.dtype)
         require_fit(lrm, config.policy, policy, config.allow_latent_mismatch)
+        lrm.tune(config)
         lrms[name] = lrm
     limits = step_thresholds(
-        policy, config.steps, config.eta, config.threshold, config.threshold_min, config.threshold_max
-    )
+        policy, config.steps, config.eta, config.threshold, config.threshold_min, config.threshold_max,
+        policy.latent_shape(config.height, config.width),
+    )  # fmt: skip
     items, siblings = [], {name: [] for name in lrms}
     steps = trace(
         policy, config.prompt, config.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,

@@ -6,6 +6,7 @@ Nothing outside this folder asks which model it has: it gets means and standard 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from lpo.backbones.latent_space import difference
 from lpo.backbones.source import pipeline_class, resolve_base
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.diffusion import Process
 
 if TYPE_CHECKING:
     from lpo.backbones.lora import AdapterStack
+    from lpo.backbones.speed import SpeedSettings
     from lpo.backbones.trunk import Trunk
 
 
@@ -100,6 +103,7 @@ class Backbone(Protocol):
     def trainable_parameters(self) -> dict[str, torch.nn.Parameter]: ...
     def reference(self) -> AbstractContextManager[None]: ...  # inside: the policy without its trainable adapter
     def enable_gradient_checkpointing(self) -> None: ...
+    def tune(self, settings: SpeedSettings) -> None: ...  # speed and memory only, see lpo/backbones/speed.py
     def save_adapter(self, path: Path) -> None: ...
 
 
@@ -120,23 +124,62 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
-def pick_dtype(dtype: str) -> torch.dtype:
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """'auto' is bfloat16 where the GPU computes in it, else float32: float16 would need its gradients scaled."""
+    if dtype == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
 
 
-def load_policy(policy: Policy, device: str = "auto", dtype: str = "float32") -> Backbone:
+def load_policy(
+    policy: Policy, device: str = "auto", dtype: str = "auto", allow_latent_mismatch: bool = False
+) -> Backbone:
     """Load a base and its frozen adapters. Raises ConfigError with one sentence if anything is unsuitable."""
     base = resolve_base(policy.base)
-    backbone = backbone_class(base, policy.base).from_pretrained(
-        base, policy.base, pick_device(device), pick_dtype(dtype)
-    )
+    where = pick_device(device)
+    backbone = backbone_class(base, policy.base).from_pretrained(base, policy.base, where, pick_dtype(dtype, where))
     if policy.unet:
         from lpo.backbones.merged_unet import replace_unet
 
         replace_unet(backbone.adapters.net, policy.unet, policy.base)
         backbone.policy = dataclasses.replace(backbone.policy, unet=policy.unet)
-    backbone.set_adapters(policy.adapters)
+    use_adapters(backbone, policy.adapters, allow_latent_mismatch)
     return backbone
+
+
+def use_adapters(backbone: Backbone, adapters: Sequence[Adapter], allow_latent_mismatch: bool = False) -> None:
+    """Make `adapters` the frozen ones. Raises ConfigError for one that does not fit or was trained in another latent
+    space, as far as its checkpoint says (adapters of other tools do not)."""
+    for adapter in adapters if not allow_latent_mismatch else ():
+        space = adapter_fingerprint(adapter)
+        found = difference(space, backbone.fingerprint()) if space else None
+        if found:
+            raise ConfigError(
+                f"The adapter {adapter.path} was not trained in the latent space of {backbone.policy.base} ({found}): "
+                "take the base it was trained on, or set allow_latent_mismatch."
+            )
+    backbone.set_adapters(adapters)
+
+
+def adapter_fingerprint(adapter: Adapter) -> dict | None:
+    """What adapter.json beside an adapter's weights says of its latent space; None if there is none."""
+    path = Path(adapter.path).expanduser()
+    try:
+        return json.loads((path if path.is_dir() else path.parent).joinpath("adapter.json").read_text())["fingerprint"]
+    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+        return None
+
+
+def base_fingerprint(base: str) -> dict:
+    """Of a base's latent space, without loading its network."""
+    source = resolve_base(base)
+    try:
+        return backbone_class(source, base).read_fingerprint(source)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"The VAE or scheduler of {base} could not be loaded: get the model again.") from error
 
 
 def backbone_class(source: str, base: str) -> type:

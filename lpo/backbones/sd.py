@@ -19,6 +19,7 @@ from lpo.backbones.latent_space import encode_pictures, vae_fingerprint
 from lpo.backbones.lora import AdapterStack
 from lpo.backbones.sd_trunk import StableDiffusionTrunk, tokenize
 from lpo.backbones.source import load_part, load_parts
+from lpo.backbones.speed import SpeedSettings, tune
 from lpo.backbones.trunk import cast
 from lpo.backbones.unet import Added, guided_features
 from lpo.config import Adapter, ConfigError, Policy
@@ -27,7 +28,7 @@ from lpo.config import Adapter, ConfigError, Policy
 class StableDiffusion:
     """The `Backbone` of Stable Diffusion 1.x / 2.x. `base` is the name the user gave, `source` what it resolved to."""
 
-    pipeline = StableDiffusionPipeline
+    pipeline, added_condition = StableDiffusionPipeline, None
     kinds: ClassVar[dict[str, type]] = {
         "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
@@ -43,6 +44,11 @@ class StableDiffusion:
             raise ConfigError(
                 f"{base} takes {unet.config.in_channels} channels where its latents have {vae.config.latent_channels}: "
                 "inpainting and editing models cannot be sampled from noise alone; take a text-to-image model."
+            )
+        if unet.config.addition_embed_type != self.added_condition:
+            raise ConfigError(
+                f"The UNet of {base} is not that of a {self.pipeline.__name__} (SDXL's takes picture sizes, the others' do "
+                "not): correct _class_name in its model_index.json, or get the model again."
             )
         for name, part in parts.items():
             if isinstance(part, torch.nn.Module):
@@ -172,6 +178,9 @@ class StableDiffusion:
 
     def enable_gradient_checkpointing(self) -> None:
         self.unet.enable_gradient_checkpointing()
+
+    def tune(self, settings: SpeedSettings) -> None:
+        tune(self.unet, self.device, settings)
 
     def save_adapter(self, path: Path) -> None:
         self.adapters.save(path)

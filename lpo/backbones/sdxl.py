@@ -20,13 +20,12 @@ from lpo.backbones.sd import StableDiffusion
 from lpo.backbones.sdxl_trunk import StableDiffusionXLTrunk, TextTowers, size_ids
 from lpo.backbones.source import config_folder
 from lpo.backbones.unet import Added, guided_features
-from lpo.config import ConfigError
 
 
 class StableDiffusionXL(StableDiffusion):
     """The `Backbone` of Stable Diffusion XL. See lpo/backbones/sd.py."""
 
-    pipeline = StableDiffusionXLPipeline
+    pipeline, added_condition = StableDiffusionXLPipeline, "text_time"
     kinds: ClassVar[dict[str, type]] = {
         "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
@@ -45,8 +44,6 @@ class StableDiffusionXL(StableDiffusion):
         self.zero_empty = zero_empty
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.size = tuple(side * self.factor for side in self.latent_shape()[1:])  # the model's own, in pixels
-        if self.unet.config.addition_embed_type != "text_time":
-            raise ConfigError(f"{base} is no Stable Diffusion XL model: its UNet takes no picture sizes.")
 
     @classmethod
     def from_pretrained(cls, source: str, base: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXL:
