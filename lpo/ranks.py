@@ -41,6 +41,14 @@ class Share:
     weights: list[float]
 
 
+def portions(share: Share, size: int, same_shape: bool) -> Iterator[Share]:
+    """The share's rows, `size` at a time. same_shape: the last portion is filled up too, as compiled code wants it."""
+    for start in range(0, len(share.rows), size):
+        rows, weights = share.rows[start : start + size], share.weights[start : start + size]
+        short = size - len(rows) if same_shape else 0
+        yield Share(rows + rows[-1:] * short, share.first + start, weights + [0.0] * short)
+
+
 class Ranks(Protocol):
     """What a trainer knows of the others. Every call but `share` is made by all ranks, in the same order.
 

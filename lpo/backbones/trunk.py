@@ -25,7 +25,7 @@ class TextEncoding:
     states: Tensor
     pooled: Tensor
 
-    def rows(self, part: slice) -> TextEncoding:
+    def rows(self, part: slice | Tensor) -> TextEncoding:
         return TextEncoding(self.states[part], self.pooled[part])
 
 
