@@ -17,9 +17,11 @@ WAIT_ROWS = 3  # evidence needed before a warning about the kept fraction
 
 
 def default_preset(base: str) -> str:
-    """The preset that fits a study's base model: its own for Scenes, SD2.1's or SD1.5's by name, else SD1.5's."""
+    """The preset that fits a study's base model: its own for Scenes, SD3's or SD2.1's by name, else SD1.5's."""
     if base == "scenes":
         return "scenes"
+    if any(mark in base.lower() for mark in ("diffusion-3", "sd3")):
+        return "sd3"
     return "sd21" if any(mark in base.lower() for mark in ("2-1", "2.1", "sd21")) else "sd15"
 
 
@@ -29,6 +31,8 @@ def sufficiency(counts: dict, has_warm_start: bool) -> str:
     told = sum(counts["choices"].get(name, 0) for name in ("both_bad", "skip"))
     head = f"**{train} usable labels** to train on, {heldout} held out to test with"
     head += f" (skipped and both-bad answers, {told} here, do not train). " if told else ". "
+    if counts.get("filter"):
+        head += f"The filter {counts['filter']} keeps {counts['filtered']:,} imported labels out. "
     start = "start from an LRM that already knows something" if has_warm_start else "expect little from so few"
     if train == 0:
         words = (
@@ -66,20 +70,21 @@ def amount(kind: str, config: LRMConfig | LPOConfig) -> float:
 FIRST_GUESS = {"train-lrm": 0.012, "train-lpo": 0.0105}
 
 
-def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig) -> str:
-    """How long it will take, judged by the newest run of the same kind on the same base."""
+def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int = 1) -> str:
+    """How long it will take, judged by the newest run of the same kind on the same base and number of devices."""
     base = config.base if kind == "train-lrm" else config.policy.base
     for job in queue.list_jobs(lab.store, kinds=(kind,), limit=20):
         try:
-            past = from_dict(CONFIGS[kind], job.config)
+            past = from_dict(CONFIGS[kind], jobs.settings(job.config))
         except ConfigError:  # settings of an older version tell nothing about this one
             continue
         rows = jobs.read_metrics(jobs.run_dir(lab, job.id) / "metrics.jsonl", limit=50)
-        if (past.base if kind == "train-lrm" else past.policy.base) == base and rows and rows[-1]["step"] >= 3:
+        same = (past.base if kind == "train-lrm" else past.policy.base) == base
+        if same and job.config.get(jobs.PROCESSES, 1) == processes and rows and rows[-1]["step"] >= 3:
             last = rows[-1]
             seconds = last["seconds"] * last["total"] / last["step"] * amount(kind, config) / amount(kind, past)
             return f"About {duration(seconds)}, judging by your last run."
-    if base == "scenes":
+    if base == "scenes" and processes == 1:
         return f"About {duration(amount(kind, config) * FIRST_GUESS[kind])} on two processor cores."
     return "How long it takes is not known yet; the first steps will tell."
 
@@ -93,15 +98,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def command(kind: str, preset: str, config: LRMConfig | LPOConfig) -> str:
+def command(kind: str, preset: str, config: LRMConfig | LPOConfig, processes: int = 1) -> str:
     """The command line that does the same, with the label snapshot or the prompt files as the export names them."""
+    start = ["python", "-m", "lpo"]
+    if processes > 1:
+        start = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(processes), "-m", "lpo"]
     files = {"train-lrm": ["--pairs", "pairs.jsonl"], "train-lpo": ["--prompts", "prompts.json"]}[kind]
     flags = to_args(config, from_preset(CONFIGS[kind], preset))
     for name in ("--pairs", "--prompts"):
         if name in flags:
             place = flags.index(name)
             del flags[place : place + 2]
-    parts = ["python", "-m", "lpo", kind, "--preset", preset, *files, *flags, "--run-dir", f"runs/my-{kind[6:]}"]
+    parts = [*start, kind, "--preset", preset, *files, *flags, "--run-dir", f"runs/my-{kind[6:]}"]
     return " ".join(shlex.quote(part) for part in parts)
 
 

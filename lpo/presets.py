@@ -5,6 +5,7 @@ at the same strength per nat; measured = chosen by this project's own runs on Sc
 """
 
 _SD15, _SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"
+_SDXL, _SD3 = "stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-3-medium-diffusers"
 
 _SAMPLING = {
     "steps": (20, "paper: 20-step DDIM"),
@@ -43,6 +44,64 @@ _LRM_PUBLISHED = {
     "timesteps": (20, "code: t uniform over {1, 51, ..., 951}"),
 }
 
+_LPO_SDXL = {
+    **_LPO_SD,
+    "policy": ({"base": _SDXL}, "code; its VAE there is sdxl-vae-fp16-fix, the same latent space"),
+    "threshold_min": (0.45, "paper, SDXL"),
+    "threshold_max": (0.6, "paper, SDXL"),
+    "beta": (500.0, "paper, on log-probabilities averaged over 4x128x128"),
+    "lora_rank": (64, "code, SDXL"),
+    "lr": (1e-5, "code, SDXL"),
+    "prompts_per_iteration": (4, "code, SDXL: sample batch"),
+    "train_batch_size": (4, "code, SDXL: train batch"),
+    "iterations": (5000, "code: 5 epochs over 4,000 prompts, 4 a round"),
+    "gradient_checkpointing": (True, "code, SDXL"),
+    "dtype": ("bfloat16", "ours: the code's float16 overflows in SDXL's own VAE; the adapter stays float32"),
+    "score_batch_size": (16, "ours: all siblings of a step at once"),
+}
+_LRM_SDXL = {
+    **_LRM_PUBLISHED,
+    "base": (_SDXL, "code"),
+    "init": ("base", "paper"),
+    "steps": (8000, "paper, SDXL"),
+    "batch_size": (32, "paper, SDXL"),
+    "warmup_steps": (1000, "paper, SDXL"),
+    "gradient_checkpointing": (True, "ours: 1024 pixels"),
+}
+
+# The paper says of SD3 which layer an LRM reads and that its text encoders stay frozen, and gives no settings of LPO.
+_SD3_SAMPLING = {
+    "policy": ({"base": _SD3}, "hub id"),
+    "steps": (20, "ours, unmeasured: as for SD1.5 and SDXL"),
+    "guidance_scale": (5.0, "ours, unmeasured: as for SD1.5 and SDXL"),
+    "eta": (0.7, "ours, unmeasured: 1 would draw all the noise anew at every step"),
+}
+_LPO_SD3 = {
+    **_LPO_SD,
+    **_SD3_SAMPLING,
+    "threshold_min": (0.35, "ours, unmeasured: SD1.5's of the paper; watch the kept fraction"),
+    "threshold_max": (0.5, "ours, unmeasured: as threshold_min"),
+    "beta": (500.0, "ours, unmeasured: the paper's of both its sizes, on log-probabilities averaged over C, H, W"),
+    "lora_rank": (64, "ours, unmeasured: SDXL's in the code"),
+    "lr": (1e-5, "ours, unmeasured: SDXL's in the code"),
+    "prompts_per_iteration": (4, "ours, unmeasured: SDXL's in the code"),
+    "train_batch_size": (4, "ours, unmeasured: SDXL's in the code"),
+    "iterations": (5000, "ours, unmeasured: 5 epochs over 4,000 prompts, 4 a round"),
+    "gradient_checkpointing": (True, "ours: two billion weights"),
+}
+_LRM_SD3 = {
+    **_LRM_PUBLISHED,
+    "base": (_SD3, "hub id"),
+    "init": ("base", "paper"),
+    "feature_layer": (18, "paper"),
+    "train_text_encoder": (False, "paper: frozen encoders"),
+    "t5": (False, "ours: the score compares with CLIP's pooled text; T5 alone is larger than all the rest"),
+    "steps": (8000, "ours, unmeasured: SDXL's in the paper"),
+    "batch_size": (32, "ours, unmeasured: SDXL's in the paper"),
+    "warmup_steps": (1000, "ours, unmeasured: SDXL's in the paper"),
+    "gradient_checkpointing": (True, "ours: two billion weights"),
+}
+
 _SOURCED: dict[str, dict[str, dict]] = {
     "sample": {
         "scenes": {**_SAMPLING, "policy": ({"base": "scenes"}, "the embedded model")},
@@ -56,6 +115,16 @@ _SOURCED: dict[str, dict[str, dict]] = {
             "guidance_scale": (7.5, "Stable Diffusion's default"),
             "policy": ({"base": _SD21}, "hub id"),
         },
+        "sdxl": {
+            "steps": (20, "paper"),
+            "guidance_scale": (5.0, "the stock pipeline's default"),
+            "policy": ({"base": _SDXL}, "hub id"),
+        },
+        "sd3": {
+            "steps": (28, "the stock pipeline's default"),
+            "guidance_scale": (7.0, "the stock pipeline's default"),
+            "policy": ({"base": _SD3}, "hub id"),
+        },
     },
     "trace": {
         "scenes": {
@@ -66,6 +135,14 @@ _SOURCED: dict[str, dict[str, dict]] = {
         },
         "sd15": {**_SAMPLING, "eta": (1.0, "paper"), "policy": ({"base": _SD15}, "hub id")},
         "sd21": {**_SAMPLING, "eta": (1.0, "paper"), "policy": ({"base": _SD21}, "hub id")},
+        "sdxl": {
+            **_SAMPLING,
+            "eta": (1.0, "paper"),
+            "threshold_min": (0.45, "paper, SDXL"),
+            "threshold_max": (0.6, "paper, SDXL"),
+            "policy": ({"base": _SDXL}, "hub id"),
+        },
+        "sd3": _SD3_SAMPLING,
     },
     "train-lrm": {
         "scenes": {
@@ -83,6 +160,8 @@ _SOURCED: dict[str, dict[str, dict]] = {
         },
         "sd15": {**_LRM_PUBLISHED, "base": (_SD15, "hub id"), "init": ("base", "paper")},
         "sd21": {**_LRM_PUBLISHED, "base": (_SD21, "hub id"), "init": ("base", "paper")},
+        "sdxl": _LRM_SDXL,
+        "sd3": _LRM_SD3,
         "official": {
             **_LRM_PUBLISHED,
             "base": (_SD15, "hub id"),
@@ -111,6 +190,8 @@ _SOURCED: dict[str, dict[str, dict]] = {
         },
         "sd15": {**_LPO_SD, "policy": ({"base": _SD15}, "hub id")},
         "sd21": {**_LPO_SD, "policy": ({"base": _SD21}, "paper: SD2.1 was optimised from 2-1-base with the SD1.5 LRM")},
+        "sdxl": _LPO_SDXL,
+        "sd3": _LPO_SD3,
         "official": {
             **_LPO_PUBLISHED,
             "policy": ({"base": _SD15}, "hub id"),

@@ -14,9 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_sd3 import LAYERS, SIDE, tiny_sd3
 
+from app import training_figures
+from app.training import default_preset
 from lpo.__main__ import main
 from lpo.backbones import load_policy
-from lpo.config import Adapter, ConfigError, LPOConfig, LRMConfig, Policy
+from lpo.config import CONFIGS, SOURCES, Adapter, ConfigError, LPOConfig, LRMConfig, Policy, from_preset, to_dict
 from lpo.lpo_trainer import LPOTrainer
 from lpo.lrm_files import export_official
 from lpo.lrm_trainer import LRMTrainer
@@ -26,6 +28,7 @@ from lpo.rollout import plan
 from lpo.run_dir import Run
 from lpo.sampling import trajectory
 
+_SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 GOLDEN = Path(__file__).parent / "data" / "golden"
 PROMPTS = ["a red star", "two dots on a hill"]
 
@@ -363,3 +366,18 @@ def test_the_whole_way_through_the_commands(base, pairs, tmp_path):
              str(tmp_path / "texts.json"), "--out", str(tmp_path / "out.json")]  # fmt: skip
     assert main(score) == 0
     assert all(math.isfinite(s) for s in json.loads((tmp_path / "out.json").read_text())["scores"])
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_the_presets_say_what_is_not_measured(command):
+    config = from_preset(CONFIGS[command], "sd3")
+    assert _SD3 in json.dumps(to_dict(config))
+    told = [source for source in SOURCES[command]["sd3"].values() if "unmeasured" in source]
+    assert told or command == "sample"
+    assert default_preset(_SD3) == default_preset("/models/sd3.5-medium") == "sd3"
+
+
+def test_figures_and_metrics_take_fractions_of_t():
+    rows = [{"step": 1, "kept_by_t": {"1000.0": 0.5, "982.036": 0.25}}, {"step": 2, "kept_by_t": {"982.036": 0.75}}]
+    (panel,) = (part for part in training_figures.lpo(rows)["figure"]["data"] if list(part["x"]) == [1000.0, 982.036])
+    assert list(panel["y"]) == [0.5, 0.5]
