@@ -27,8 +27,9 @@ def checkpoints(lab: Lab, kind: str) -> list[Checkpoint]:
 
 
 def policies(lab: Lab) -> list[tuple[str, str]]:
-    """(label, value) of the study's base and of all adapters."""
-    return [("base", BASE), *((row.name, str(row.id)) for row in checkpoints(lab, "adapter"))]
+    """(label, value) of the study's base, of merged UNets in its place, and of all adapters."""
+    rows = [row for row in checkpoints(lab, "base") if row.study_id == lab.current_study().id]
+    return [("base", BASE), *((row.name, str(row.id)) for row in [*rows, *checkpoints(lab, "adapter")])]
 
 
 def policy(lab: Lab, value: str, strength: float = 1.0) -> dict:
@@ -42,7 +43,9 @@ def policy(lab: Lab, value: str, strength: float = 1.0) -> dict:
         return {**policy(lab, below, strength), "search": {**found, "lrm": lrm(lab, found["lrm"])}}
     if value == BASE:
         return {"base": lab.current_study().base, "adapters": []}
-    row = _row(lab, value, "adapter")
+    row = _row(lab, value, "adapter", "base")
+    if row.kind == "base":
+        return {"base": lab.current_study().base, "adapters": [], "unet": row.path}
     below = row.meta.get("policy")
     if below is None:
         below = policy(lab, str(row.parent_id) if _is_adapter(lab, row.parent_id) else BASE)
@@ -113,6 +116,19 @@ def search_words(search: dict, lrm_name: str) -> str:
     return f"steps × {search['candidates']}{window} ({lrm_name})"
 
 
+def short_names(named: list[tuple[str, dict]]) -> list[tuple[str, dict]]:
+    """(name, Policy) pairs without the LRMs that search where one LRM does all of it: in a figure room is scarce."""
+    searching = {policy["search"]["lrm"] for _, policy in named if policy.get("search")}
+    if len(searching) != 1:
+        return named
+    short = [name.rpartition(" (")[0] if policy.get("search") else name for name, policy in named]
+    return (
+        [(name, policy) for name, (_, policy) in zip(short, named, strict=True)]
+        if len(set(short)) == len(named)
+        else named
+    )
+
+
 def _searches(lab: Lab) -> list[str]:
     return stored.get_setting(lab.store, SEARCHES, {}).get(str(lab.current_study().id), [])
 
@@ -132,10 +148,10 @@ def lrm_folder(path: str) -> Path:
     return WARM_LRM if path == WARM else Path(path)
 
 
-def _row(lab: Lab, value: str, kind: str) -> Checkpoint:
+def _row(lab: Lab, value: str, kind: str, other: str = "") -> Checkpoint:
     with lab.store.reader() as session:
         row = session.get(Checkpoint, int(value)) if str(value).isdigit() else None
-    if row is None or row.kind != kind:
+    if row is None or row.kind not in (kind, other):
         raise ValueError(f"The chosen {kind} ({value!r}) is gone; choose another one from the list.")
     return row
 

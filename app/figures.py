@@ -53,8 +53,8 @@ def rewards(curves: list[dict], accuracy: list[dict] = (), siblings: bool = Fals
     layout = layout_of("reward (LRM score)", accuracy)
     data, ends = [], []
     for index, curve in enumerate(curves):
-        if siblings:
-            data += sibling_lines(curve)
+        if siblings:  # the browser shows those of one curve only, where there are many
+            data += [{**line, "meta": {"siblings": index}} for line in sibling_lines(curve)]
         data.append(curve_line(index, curve, thin=len({c["policy"] for c in curves}) > 1))
     if len({c["policy"] for c in curves}) > 1:
         bold = means(curves)
@@ -94,7 +94,8 @@ def rows(curves: list[dict]) -> list[dict]:
 
 
 def parting(curves: list[dict]) -> str:
-    """Where two policies part, in words: the largest change of their mean gap over the same seeds and LRM."""
+    """Where two policies part, in words: the largest change of their mean gap over the same seeds and LRM. Empty while
+    they are still being sampled."""
     scores = defaultdict(dict)
     for c in curves:
         for s in c["steps"]:
@@ -106,7 +107,7 @@ def parting(curves: list[dict]) -> str:
     gaps = defaultdict(list)
     for key in a.keys() & b.keys():
         gaps[key[2]].append(b[key] - a[key])
-    if len(gaps) < 3:
+    if len(gaps) < 3 or 0 not in gaps:
         return ""
     ts = sorted(gaps, reverse=True)
     mean = [sum(gaps[t]) / len(gaps[t]) for t in ts]

@@ -28,6 +28,7 @@ from storage.models import Trace, TraceScore
 
 KEY = re.compile(r"[0-9a-f]{32}")
 NOT_SAMPLED = {"format_version", "policy", "lrm", "prompt", "seeds", "allow_latent_mismatch", "device"}
+NOT_SAMPLED |= {"channels_last", "compile", "tf32"}  # for speed; the trajectory is the same but for rounding
 SIBLINGS_ONLY = {"threshold", "threshold_min", "threshold_max", "score_timestep"}
 
 
@@ -114,18 +115,15 @@ def complete(store: "storage.Storage", planned: list[dict], lrms: list[str]) -> 
 def costs(curves: list[dict], policies: list[dict], planned: list[dict], guidance_scale: float) -> str:
     """What a picture of each policy takes, in words; empty unless one of them searches. `policies` as in the request.
 
-    Counted on the timesteps that have been reached so far; the last step of a trajectory ends at t = 0.
+    All policies of a request share the schedule, so one whole trajectory tells the steps; empty until there is one.
     """
-    said = {}
-    for item in planned:
-        search = from_dict(Policy, policies[item["place"]]).search
-        steps = next((c["steps"] for c in curves if c["trace"] == item["key"]), [])
-        total = next((c["total"] for c in curves if c["trace"] == item["key"]), 0)
-        spent = count(search, total, guidance_scale, [s["t"] for s in steps if s["step"] < total])
-        said.setdefault(item["policy"], (search, spent.in_words()))
-    if all(search is None for search, _ in said.values()):
+    searches = {item["policy"]: from_dict(Policy, policies[item["place"]]).search for item in planned}
+    whole = next((c for c in curves if len(c["steps"]) > c["total"]), None)
+    if whole is None or all(search is None for search in searches.values()):
         return ""
-    return "A picture takes " + "; ".join(f"{words} ({name})" for name, (_, words) in said.items()) + "."
+    noisy = [s["t"] for s in whole["steps"][:-1]]
+    said = [f"{count(s, whole['total'], guidance_scale, noisy).in_words()} ({n})" for n, s in searches.items()]
+    return f"A picture takes {'; '.join(said)}."
 
 
 def _progress(store: "storage.Storage", trace_key: str) -> list[dict]:

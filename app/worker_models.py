@@ -44,7 +44,8 @@ class Models:
         self, policy: Policy, device: str, dtype: str = "auto", allow_mismatch: bool = False
     ) -> Backbone:
         """The policy, ready to draw. Ask again after any other use of the models: its adapters may have changed."""
-        key = (policy.base, base_identity(policy.base), device, dtype)
+        networks = [(name, base_identity(name)) for name in (policy.base, policy.unet) if name]
+        key = (*networks, device, dtype)
         if self._backbone is None or self._backbone[0] != key:
             self._backbone = None  # freed before the next one is loaded
             self._backbone = (key, load_policy(policy, device, dtype, allow_mismatch))
@@ -124,6 +125,8 @@ def provenance(policy: dict, sampler: dict, seed: int) -> dict:
         for each in policy.get("adapters", [])
     ]
     made_by = {"base": policy["base"], "adapters": adapters}
+    if policy.get("unet"):
+        made_by["unet"] = policy["unet"]
     if search:
         made_by["search"] = {**search, "hash": lrm_hash(search["lrm"])}
     return {"policy": made_by, "scheduler": "DDIM", **sampler, "seed": seed}

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from app import traces
+from app.worker_models import SMALL
 from app.worker_task import Stopped, Task
 from lpo.backbones import Backbone
 from lpo.config import Policy, TraceConfig, from_dict, to_dict
@@ -50,11 +51,15 @@ def run(task: Task) -> dict:
         policy = from_dict(Policy, plain)
         planned = [item for item in request["traces"] if item["place"] == place]
         fresh = [item for item in planned if stored_traces.find_trace(task.store, item["key"]) is None]
-        backbone = models.policy(policy, device, config.dtype)
+        backbone = models.policy(policy, device, config.dtype, config.allow_latent_mismatch)
+        backbone.tune(config)
         for lrm in lrms.values():
             require_fit(lrm, policy, backbone, config.allow_latent_mismatch)
+            lrm.tune(config)
         if fresh:
             chooser = models.chooser(policy, backbone, device, config.dtype, config.allow_latent_mismatch)
+            if chooser is not None:
+                chooser.tune(config)
             part = place, len(request["policies"])
             _sample(Work(task, config, policy, backbone, lrms, chooser, fresh, part))
         for item in planned:
@@ -82,6 +87,12 @@ class Work:
     def seeds(self) -> list[int]:
         return [item["seed"] for item in self.planned]
 
+    @property
+    def together(self) -> int:
+        """How many rows go through the networks at once."""
+        _, rows, columns = self.backbone.latent_shape(self.config.height, self.config.width)
+        return 16 if rows * columns <= SMALL else 4
+
     def folder(self, b: int) -> Path:
         return traces.folder(self.task.store, self.planned[b]["key"])
 
@@ -101,7 +112,7 @@ def _sample(work: Work) -> None:
         _write_progress(work.folder(b), [])
     steps = trace(
         work.backbone, config.prompt, work.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
-        config.height, config.width, config.negative_prompt, search, work.chooser,
+        config.height, config.width, config.negative_prompt, search, work.chooser, work.together,
     )  # fmt: skip
     if search is not None and search.method == "best-of-n":
         items, everyone, rows = _best(work, steps)
@@ -195,7 +206,8 @@ def _among(item: dict, scores: list[float], chosen: int) -> dict:
 
 def _show_pictures(work: Work, step: int, latents: Tensor) -> None:
     """Puts the picture of one step of every seed where the page looks."""
-    for b, picture in enumerate(to_pil(work.backbone.decode(latents))):
+    pictures = [picture for part in latents.split(work.together) for picture in to_pil(work.backbone.decode(part))]
+    for b, picture in enumerate(pictures):
         target = traces.picture_path(work.task.store, work.folder(b).name, step)
         partial = target.with_suffix(".partial")
         picture.save(partial, "WEBP", quality=PICTURE_QUALITY)
@@ -255,5 +267,6 @@ def _score_again(
 
 def _thresholds(config: TraceConfig, backbone: Backbone) -> list[float]:
     return step_thresholds(
-        backbone, config.steps, config.eta, config.threshold, config.threshold_min, config.threshold_max
-    )
+        backbone, config.steps, config.eta, config.threshold, config.threshold_min, config.threshold_max,
+        backbone.latent_shape(config.height, config.width),
+    )  # fmt: skip

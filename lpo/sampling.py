@@ -74,19 +74,39 @@ def trajectory(
     eta: float,
     noise: Callable[[int], Tensor],
     choose: Choose | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[Step]:
     """Denoise x_t (B, C, H, W) step by step; `noise(step)` gives (B, C, H, W) and is asked only where eta > 0.
 
-    `choose(step, t, prev_t, mean, std, x_{t-1})` may put another draw in the place of x_{t-1}, (B, C, H, W).
+    `choose(step, t, prev_t, mean, std, x_{t-1})` may put another draw in the place of x_{t-1}, (B, C, H, W). At most
+    `batch_size` rows go through the network together; all without it.
     """
     for index, (t, prev_t) in enumerate(transitions(backbone.timesteps(steps, tuple(x_t.shape[1:])))):
-        prediction = backbone.predict(x_t, t, conditioning, guidance_scale)
+        prediction = _predict(backbone, x_t, t, conditioning, guidance_scale, batch_size)
         x0, mean, std = backbone.transition(x_t, prediction, t, prev_t, eta)
         following = mean + std.view(-1, 1, 1, 1) * noise(index) if eta > 0 else mean
         if choose is not None:
             following = choose(index, t, prev_t, mean, std, following)
         yield Step(index, t, prev_t, x_t, x0, mean, std, following)
         x_t = following
+
+
+def _predict(
+    backbone: Backbone,
+    x_t: Tensor,
+    t: float,
+    conditioning: Conditioning,
+    guidance_scale: float,
+    batch_size: int | None,
+) -> Tensor:
+    """The network's prediction of all rows, at most `batch_size` of them together."""
+    if batch_size is None or len(x_t) <= batch_size:
+        return backbone.predict(x_t, t, conditioning, guidance_scale)
+    starts = range(0, len(x_t), batch_size)
+    parts = [range(start, min(start + batch_size, len(x_t))) for start in starts]
+    return torch.cat(
+        [backbone.predict(x_t[p.start : p.stop], t, conditioning.rows(list(p)), guidance_scale) for p in parts]
+    )
 
 
 def sample(

@@ -25,6 +25,7 @@ from lpo.search import StepSearch, candidate_rows
 from lpo.selection import choose_pair, thresholds
 
 FORMAT_VERSION = 2  # 2 may hold the other candidates of a best-of-n search; 1 never did
+SCORED_TOGETHER = 64  # latents
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,21 @@ def trace(
     negative_prompt: str = "",
     search: Search | None = None,
     lrm: LatentRewardModel | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[dict]:
     """One dict per step for all B seeds together: step, t, prev_t; x_t, mean, x0, next (B, C, H, W), std (B,); and
     siblings (K, B, C, H, W) if asked for and the step has noise, else None. Sibling 0 is the plain draw and, without a
     search, `next`.
 
     search: a search over steps by `lrm` chooses `next` among its own siblings. Under best-of-n B is N x seeds (as
-    `lpo.search.candidate_rows` orders them), and the caller takes the best trajectories with `take`.
+    `lpo.search.candidate_rows` orders them), and the caller takes the best trajectories with `take`. At most
+    `batch_size` trajectories go through the network together.
     """
     shape = backbone.latent_shape(height, width)
     rows = [(seed, prompt) for seed in seeds]
     choose = None
     if search is not None and search.method == "steps":
-        choose = StepSearch(backbone, lrm, search, rows)
+        choose = StepSearch(backbone, lrm, search, rows, batch_size or SCORED_TOGETHER)
     elif search is not None:
         rows, siblings = candidate_rows(rows, search.candidates), 0
     conditioning = encode_rows(backbone, [prompt] * len(rows), negative_prompt)
@@ -87,7 +90,7 @@ def trace(
         return step_noise(backbone, rows, shape, step)
 
     x_t = start_noise(backbone, rows, shape)
-    for step in trajectory(backbone, conditioning, x_t, steps, guidance_scale, eta, noise, choose):
+    for step in trajectory(backbone, conditioning, x_t, steps, guidance_scale, eta, noise, choose, batch_size):
         candidates = None
         if choose is not None and choose.last is not None:
             candidates = choose.last.latents
@@ -174,14 +177,14 @@ def collect(
 @torch.no_grad()
 def score_step(lrm: LatentRewardModel, item: dict, prompt: str) -> list[float]:
     """Scores of x_t at t, one per seed, of one item of `trace` (for curves that grow while sampling)."""
-    return lrm.score(item["x_t"], item["t"], [prompt] * len(item["x_t"])).tolist()
+    return lrm.score(item["x_t"], item["t"], [prompt] * len(item["x_t"]), SCORED_TOGETHER).tolist()
 
 
 @torch.no_grad()
 def score_trace(lrm: LatentRewardModel, stored: Trace) -> list[float]:
     """Scores of x_t at every timestep of `stored.timesteps`, the finished latents (t = 0) included: S + 1 numbers."""
     t = torch.tensor(stored.timesteps)
-    return lrm.score(stored.x_t, t, [stored.prompt] * len(t), batch_size=64).tolist()
+    return lrm.score(stored.x_t, t, [stored.prompt] * len(t), batch_size=SCORED_TOGETHER).tolist()
 
 
 @torch.no_grad()
@@ -192,7 +195,7 @@ def score_candidates(lrm: LatentRewardModel, stored: Trace) -> list[list[float]]
         return None
     steps, count = stored.candidates.shape[:2]
     t = torch.tensor(stored.timesteps).repeat_interleave(count)
-    scores = lrm.score(stored.candidates.flatten(0, 1), t, [stored.prompt] * len(t), batch_size=64)
+    scores = lrm.score(stored.candidates.flatten(0, 1), t, [stored.prompt] * len(t), batch_size=SCORED_TOGETHER)
     return scores.view(steps, count).tolist()
 
 
@@ -208,7 +211,8 @@ def score_siblings(
         return None
     count, batch = item["siblings"].shape[:2]
     t = item["t"] if score_timestep == "parent" else max(item["prev_t"], 0)
-    scores = lrm.score(item["siblings"].flatten(0, 1), t, [prompt] * (count * batch)).view(count, batch)
+    prompts = [prompt] * (count * batch)
+    scores = lrm.score(item["siblings"].flatten(0, 1), t, prompts, SCORED_TOGETHER).view(count, batch)
     choice = choose_pair(scores, threshold)
     return {
         "t": t,

@@ -109,7 +109,7 @@ def test_trace_both_follows_both_policies_with_the_real_worker(ended, start_serv
     note = page.inner_text("#compare-curves-plot .rp-note")
     assert "6 network evaluations (base)" in note and "6 network evaluations + 6 latents scored" in note
     names = page.locator("#compare-curves-plot .rp-card b").all_inner_texts()
-    assert names == ["base", "base + steps × 2 (Scenes, as shipped)"] * 2  # a row per seed, side by side
+    assert names == ["base", "base + steps × 2"] * 2  # a row per seed, side by side
     store = storage.open(tmp_path / "lab")
     job = jobs.list_jobs(store, kinds=("trace",))[0]
     store.close()

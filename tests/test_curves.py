@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from app import figures, reports, traces
+from app import choices, figures, reports, traces
 from app.tabs import curves
 from lpo.config import ConfigError, from_dict, from_preset, to_dict
 from lpo.config import TraceConfig as Config
@@ -90,6 +90,30 @@ def test_where_two_policies_part_is_told_in_words():
     text = figures.parting([curve(scores=(1.0, 1.0, 1.0)), curve("LPO 1", scores=(1.0, 1.1, 2.1))])
     assert text.startswith("LPO 1 ends 1.10 above base; they part fastest between t = 450 and 0.")
     assert figures.parting([curve()]) == ""
+    half_way = [curve(scores=(1.0, 1.0, 1.0)), curve("LPO 1", scores=(1.0, 1.1, 2.1))]
+    for c in half_way:
+        c["steps"] = [{**s, "t": s["t"] + 50} for s in c["steps"]]  # the end, t = 0, is not there yet
+    assert figures.parting(half_way) == ""
+
+
+def test_candidates_of_a_best_of_n_search_are_a_band_without_pairs():
+    steps = curve(low=0.5, high=3.5)
+    data = figures.rewards([curve(), steps], siblings=True)["figure"]["data"]
+    lines = [d for d in data if d.get("meta") == {"siblings": 1}]
+    assert [len(d["x"]) for d in lines] == [6, 0, 0]
+    assert figures.rows([steps])[0]["high"] == 3.5 and figures.rows([steps])[0]["kept"] is None
+
+
+def test_names_are_short_where_one_lrm_does_all_the_searching():
+    search = {"lrm": "scenes"}
+    named = [
+        ("base", {}),
+        ("base + best of 4 (LRM 1)", {"search": search}),
+        ("x + steps × 4 (LRM 1)", {"search": search}),
+    ]
+    assert [name for name, _ in choices.short_names(named)] == ["base", "base + best of 4", "x + steps × 4"]
+    other = [*named, ("x + steps × 4 (LRM 2)", {"search": {"lrm": "other"}})]
+    assert choices.short_names(other) == other
 
 
 def test_the_table_has_a_row_per_step_and_empty_cells_for_what_was_not_measured():
@@ -132,6 +156,7 @@ class Form:
         ({"lrms": ["99"]}, "is gone"),
         ({"seeds": "0-23", "policies": ["base", "base"]}, "48 trajectories; choose at most 24"),
         ({"seeds": "x"}, "Seeds are 'x'"),
+        ({"seeds": "0-2", "policies": ["base+best-of-n+scenes+64+0+1000"]}, "192 at once; choose fewer"),
     ],
 )
 def test_a_request_that_cannot_be_traced_is_one_sentence(lab, changes, sentence):

@@ -92,7 +92,7 @@ def test_the_web_process_can_never_reach_torch():
 
 
 LIGHT = ["lpo/__init__.py", "lpo/prompts.py", "lpo/config.py", "lpo/options.py", "lpo/presets.py", "lpo/run_dir.py",
-         "lpo/search_costs.py",
+         "lpo/search_costs.py", "lpo/policy.py",
          "lpo/scenes/__init__.py", "lpo/scenes/world/__init__.py", "lpo/scenes/judge.py"]  # fmt: skip
 
 
@@ -108,6 +108,7 @@ ORDER = [
         "lpo/options.py",
         "lpo/presets.py",
         "lpo/config.py",
+        "lpo/policy.py",
         "lpo/rng.py",
         "lpo/run_dir.py",
         "lpo/prompts.py",
@@ -123,9 +124,13 @@ ORDER = [
         "lpo/trace.py",
         "lpo/evaluation.py",
         "lpo/lrm_start.py",
+        "lpo/scorers.py",
         "lpo/search.py",
     },
     {"lpo/lrm_trainer.py", "lpo/lpo_trainer.py", "lpo/warmup.py", "lpo/warmup_pictures.py", "lpo/training.py"},
+    {"lpo/export_names.py", "lpo/export_base.py"},
+    {"lpo/export_layers.py", "lpo/export_metadata.py", "lpo/export_card.py", "lpo/export.py", "lpo/export_cli.py",
+     "lpo/model_check.py"},
     {"lpo/commands.py", "lpo/sample_commands.py", "lpo/__main__.py"},
 ]
 

@@ -15,7 +15,7 @@ from lpo.rng import normal
 from lpo.sampling import sample_latents
 from lpo.search import costs, search_latents
 from lpo.search_costs import Costs
-from lpo.trace import load_trace, replay, score_candidates, score_trace
+from lpo.trace import load_trace, replay, score_candidates, score_trace, trace
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 BASE, LRM = str(GOLDEN / "tiny_sd15"), str(GOLDEN / "lrm_sd15")
@@ -90,6 +90,15 @@ def test_one_candidate_is_plain_sampling_and_batches_change_nothing(policy, lrm,
     )
     alone = found(policy, lrm, Search(method, LRM, 3), rows=ROWS[1:2]).latents
     torch.testing.assert_close(alone[0], whole[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_trace_may_go_through_the_network_in_parts(policy, lrm):
+    for search in (None, Search("steps", LRM, 3), Search("best-of-n", LRM, 3)):
+        whole, parts = (
+            list(trace(policy, "and", (3, 4, 5), 3, GUIDANCE, search=search, lrm=lrm, batch_size=size))
+            for size in (None, 2)
+        )
+        torch.testing.assert_close(parts[-1]["next"], whole[-1]["next"], rtol=1e-3, atol=1e-3)
 
 
 class Counted:

@@ -10,6 +10,7 @@ const pictures = new Map();   // "trace/step" -> data URI, small; "trace/step/fu
 const asked = new Set();
 let pointed = null;           // {step, curve}: what the pointer or the arrow keys chose; null = the last step
 let drawn = false;
+let siblingsOf = 0;           // of more than three curves only this one's siblings are shown: the one pointed at last
 
 const view = () => (props.value && props.value.figure ? props.value : { figure: { data: [], layout: {} }, curves: [] });
 const text = (tag, content, className) => {
@@ -43,9 +44,21 @@ function themed(layout) {
   return out;
 }
 
+const crowded = () => view().curves.length > 3;
+const visible = (d) => !d.meta || !crowded() || d.meta.siblings === siblingsOf;
+
+function pointAtSiblings() {
+  const { data } = view().figure;
+  const lines = data.map((d, i) => i).filter((i) => data[i].meta);
+  if (!crowded() || !lines.length || !pointed || pointed.curve === siblingsOf) return;
+  siblingsOf = pointed.curve;
+  Plotly.restyle(plot, { visible: lines.map((i) => visible(data[i])) }, lines);
+}
+
 function themedData(data) {
   const soft = ink(0.65);
   return structuredClone(data).map((d) => {
+    d.visible = visible(d);
     if (d.line && d.line.color === 'soft') d.line.color = soft;
     if (d.marker && d.marker.color === 'soft') d.marker.color = soft;
     return d;
@@ -57,6 +70,7 @@ function draw() {
   note.textContent = view().note || '';
   root.querySelector('.rp-export').style.visibility = figure.data.length ? 'visible' : 'hidden';
   plot.style.display = figure.data.length ? '' : 'none';
+  plot.style.minHeight = `${props.plot_height}px`;  // while Plotly measures anew, what is below stays where it is
   if (!figure.data.length) { showSide(); return; }
   const config = { displayModeBar: false, responsive: true, doubleClick: 'reset' };
   Plotly.react(plot, themedData(figure.data), themed(figure.layout), config);
@@ -80,6 +94,7 @@ function hovered(event) {
   }
   if (!best) return;
   pointed = best;
+  pointAtSiblings();
   preload();
   showSide();
 }
@@ -272,7 +287,7 @@ function printed() {
   const paint = (o) => { if (o && o.color === 'soft') o.color = '#666'; };
   (layout.annotations || []).forEach((a) => paint(a.font));
   (layout.shapes || []).forEach((s) => paint(s.line));
-  data.forEach((d) => { paint(d.line); paint(d.marker); });
+  data.forEach((d) => { paint(d.line); paint(d.marker); d.visible = visible(d); });
   Object.assign(layout, { paper_bgcolor: '#fff', plot_bgcolor: '#fff', font: { family: 'sans-serif', size: 12, color: '#222' } });
   layout.height = props.plot_height;
   return { data, layout };

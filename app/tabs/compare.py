@@ -24,7 +24,6 @@ def build(lab: Lab) -> None:
     tab = Context.block
     with gr.Accordion("New comparison", open=True, elem_id="compare-new") as fold:
         form = compare_form.build()
-        search = search_form.build("compare")
     with gr.Accordion("All comparisons", open=False, elem_id="compare-past") as past:
         listing = compare_list.build()
     title = gr.Markdown(elem_id="compare-title")
@@ -54,8 +53,7 @@ def build(lab: Lab) -> None:
             )
         pictures = before_after("compare-pictures")
         curves = compare_curves.build(lab)
-    chosen = gr.State(None)
-    drawn = gr.State(None)
+    search, chosen, drawn = form.search, gr.State(None), gr.State(None)
     timer = gr.Timer(1.0, active=False)
     panel = [
         listing,

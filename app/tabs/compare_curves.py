@@ -84,7 +84,7 @@ def plan(lab: Lab, comparison_id: int, prompt: str | None, lrms: list[str], line
         raise ValueError("No LRM is chosen; choose one, or train one in the Train tab.")
     row = stored.get_comparison(lab.store, comparison_id)
     scorers = [(name, choices.lrm(lab, value)) for name, value in choices.lrms(lab) if value in lrms]
-    both = list(zip(comparisons.names(lab, row), (row.policy_a, row.policy_b), strict=True))
+    both = choices.short_names(list(zip(comparisons.names(lab, row), (row.policy_a, row.policy_b), strict=True)))
     paths = [path for _, path in scorers]
     settings = {"prompt": prompt, "seeds": row.plan["seeds"][:MOST_SEEDS], "lrm": paths, **row.plan["sampler"]}
     config = from_dict(TraceConfig, {"policy": row.policy_a, **settings})

@@ -7,6 +7,7 @@ import gradio as gr
 from app import choices, comparisons
 from app.comparisons import Side
 from app.lab import Lab
+from app.tabs import search_form
 from storage import studies
 from storage.models import Comparison
 
@@ -19,7 +20,7 @@ HELLO = (
 )
 MOST_PROMPTS = 300
 SECONDS_A_PICTURE = 0.6  # 4 pictures x 20 steps in 2.5 s on two cores
-STEP_SEARCH_COST = 0.5  # of a candidate at every step, in plain samplings
+STEP_SEARCH_COST = 0.35  # of a candidate at every step, in plain samplings: an LRM is the early part of a network
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Form:
     note: gr.Markdown
     go: gr.Button
     inputs: list
+    search: search_form.SearchForm
 
     @property
     def fresh(self) -> list:
@@ -70,6 +72,7 @@ def build() -> Form:
         steps = gr.Number(20, label="steps", precision=0, minimum=1, min_width=80)
         guidance = gr.Number(5.0, label="guidance_scale", minimum=0.0, min_width=80)
         eta = gr.Number(0.0, label="eta", minimum=0.0, maximum=1.0, min_width=80)
+    search = search_form.build("compare")
     with gr.Row(equal_height=True):
         note = gr.Markdown(estimate(HELD_OUT, 30, 1, "")[0], elem_id="compare-note")
         go = gr.Button("Sample and vote", variant="primary", scale=0, min_width=220, elem_id="compare-go")
@@ -81,7 +84,7 @@ def build() -> Form:
     mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **quiet)
     sides = [a, strength_a, more_a, more_strength_a, b, strength_b, more_b, more_strength_b]
     inputs = [*sides, source, count, own, seeds, mode, votes, steps, guidance, eta]
-    return Form(a, strength_a, more_a, b, strength_b, more_b, count, eta, note, go, inputs)
+    return Form(a, strength_a, more_a, b, strength_b, more_b, count, eta, note, go, inputs, search)
 
 
 def _side(name: str) -> tuple[gr.Dropdown, gr.Slider]:
@@ -101,7 +104,7 @@ def _more(name: str) -> tuple[gr.Dropdown, gr.Slider]:
 
 def estimate(source: str, count: float, seeds: float, own: str, a: str = "", b: str = "") -> tuple[str, int]:
     """How many pairs this will be and about how long the sampling takes where it was measured; and as many votes."""
-    prompts = len(comparisons.read_prompts(own)) if source == OWN else int(count or 0)
+    prompts = len(comparisons.read_prompts(own or "")) if source == OWN else int(count or 0)
     pairs = prompts * int(seeds or 0)
     seconds = pairs * SECONDS_A_PICTURE * (_times(a) + _times(b))
     time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
@@ -121,7 +124,7 @@ def create(
     mode, votes, steps, guidance, eta,
 ) -> int:  # fmt: skip
     """The comparison that the form describes, queued; returns its id. ValueError with one sentence."""
-    if source == OWN and not own.strip():
+    if source == OWN and not (own or "").strip():
         raise ValueError("There are no prompts of your own yet; write at least one, each on a line of its own.")
     for name, value in (("steps", steps), ("guidance_scale", guidance), ("eta", eta)):
         if value is None:

@@ -20,6 +20,7 @@ from storage import checkpoints, studies
 
 LAST_CHOICE = "curves_choice"
 MOST_TRAJECTORIES = 24
+MOST_CANDIDATES = 128  # of one policy's search, over all seeds
 ENDED = ("done", "failed", "stopped", "cancelled")
 PLOT_HEIGHT = 500
 HELLO = "Press **Trace** to see how the reward of these pictures grows while they are made."
@@ -40,8 +41,8 @@ def build(lab: Lab) -> None:
             lrms = gr.Dropdown([], value=[], multiselect=True, label="LRMs")
             go = gr.Button("Trace", variant="primary", elem_id="curves-trace")
             siblings = gr.Checkbox(
-                False, label="Show siblings", info="their spread; solid: kept pair, dotted: the spread it lacked",
-                elem_id="curves-siblings",
+                False, label="Show siblings", elem_id="curves-siblings",
+                info="their spread; solid: kept pair, dotted: the spread it lacked; of many curves the one pointed at",
             )  # fmt: skip
         with gr.Column(scale=1):
             status = gr.Markdown(HELLO, elem_id="curves-status")
@@ -142,7 +143,7 @@ def plan(
     names = {value: name for name, value in choices.sampling_policies(lab)}
     lrm_names = {value: name for name, value in choices.lrms(lab)}
     scorers = [[lrm_names.get(value, value), choices.lrm(lab, value)] for value in lrms]
-    chosen = [(names.get(value, value), choices.policy(lab, value)) for value in policies]
+    chosen = choices.short_names([(names.get(value, value), choices.policy(lab, value)) for value in policies])
     config = form.read(
         values,
         prompt=prompt.strip(),
@@ -158,6 +159,13 @@ def plan(
             f"{len(chosen)} policies with {len(config.seeds)} seeds are {len(planned)} trajectories; "
             f"choose at most {MOST_TRAJECTORIES} in all."
         )
+    for _, policy in chosen:
+        candidates = (policy.get("search") or {}).get("candidates", 1) * len(config.seeds)
+        if candidates > MOST_CANDIDATES:
+            raise ConfigError(
+                f"{len(config.seeds)} seeds with {policy['search']['candidates']} candidates are {candidates} at once; "
+                f"choose fewer of either, at most {MOST_CANDIDATES} in all."
+            )
     request = {
         "traces": planned,
         "lrms": scorers,

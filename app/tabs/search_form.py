@@ -11,7 +11,7 @@ from lpo.config import ConfigError
 METHODS = [("best of N pictures", "best-of-n"), ("best sibling at every step", "steps")]
 ABOUT = (
     "An LRM can also be used without training: it chooses among candidates while a policy samples. *Best of N* draws N "
-    "whole pictures at N times the cost; *best sibling* chooses x_{t−1} at every noisy step, and needs eta above 0."
+    "whole pictures at N times the cost; *best sibling* chooses xₜ₋₁ at every noisy step, and needs eta above 0."
 )
 
 
