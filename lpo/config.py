@@ -60,7 +60,7 @@ def _compile() -> Any:
 
 
 def _tf32() -> Any:
-    return opt(True, "NVIDIA GPUs: multiply float32 numbers at TF32 precision, which is still above bfloat16's")
+    return opt(True, "NVIDIA GPUs: multiply float32 matrices at TF32 precision, which is still above bfloat16's")
 
 
 def _micro_batch() -> Any:

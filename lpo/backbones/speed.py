@@ -30,7 +30,7 @@ def tune(network: nn.Module, device: torch.device, settings: SpeedSettings) -> N
     last = settings.channels_last == "on" or (settings.channels_last == "auto" and device.type in ("cpu", "cuda"))
     network.to(memory_format=torch.channels_last if last else torch.contiguous_format)
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
     if settings.compile:
         require_compiler(device)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
