@@ -12,6 +12,7 @@ from sqlmodel import select
 from app.lab import Lab
 from app.security import annotator_name
 from lpo import config as lpo_config
+from storage import checkpoints
 from storage import jobs as queue
 from storage.jobs import JobError
 from storage.models import Checkpoint, Job
@@ -25,6 +26,7 @@ LANES = {
     "import": "data",
     "export": "data",
 }
+PROCESSES = "processes"  # key of a training job's config beside its settings: how many devices train together
 RESUMABLE = ("stopped", "failed", "cancelled")
 TAIL_BYTES = 64 * 1024
 METRICS_BYTES = 4 * 2**20
@@ -42,7 +44,9 @@ def submit(
     if kind not in LANES:
         raise JobError(f"{kind!r} is not a kind of job; allowed are {', '.join(LANES)}.")
     if kind in ("train-lrm", "train-lpo"):
-        lpo_config.from_dict(lpo_config.CONFIGS[kind], config)
+        lpo_config.from_dict(lpo_config.CONFIGS[kind], settings(config))
+        if not 1 <= config.get(PROCESSES, 1) <= devices(lab):
+            raise JobError(f"{config[PROCESSES]} devices are asked for, but this machine has {devices(lab)}.")
     job = queue.submit(
         lab.store, kind, LANES[kind], config, study_id=study_id, supersedes=supersedes, priority=priority
     )
@@ -56,6 +60,16 @@ def trace_line(lab: Lab, tab: str, request) -> str:
     """
     who = annotator_name(lab, request) or request.session_hash
     return f"trace {tab} {lab.current_study().id} {who}"
+
+
+def settings(config: dict) -> dict:
+    """A training job's settings as lpo knows them: the number of processes is the launcher's business."""
+    return {name: value for name, value in config.items() if name != PROCESSES}
+
+
+def devices(lab: Lab) -> int:
+    """How many devices a training may use at once, as a worker has counted them; 1 until it has."""
+    return checkpoints.get_setting(lab.store, "devices", 1)
 
 
 def stop(lab: Lab, job_id: str) -> None:

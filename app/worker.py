@@ -15,6 +15,7 @@ from pathlib import Path
 import filelock
 
 import storage
+from app import worker_device
 from app.worker_task import Stopped, Task, Vanished, explain
 from storage import jobs as queue
 from storage.jobs import JobLost
@@ -52,6 +53,7 @@ class Worker:
             from app.worker_models import Models
 
             self.models = Models()  # imports torch now, before the first request needs it
+            worker_device.report_devices(self.store, self.device)
         self._adopt()
         while not self.over:
             job = queue.claim(self.store, self.lane, self.name, os.getpid())

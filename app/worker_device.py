@@ -1,13 +1,16 @@
 """Who gets how many cores: training and the interactive lane together never use more threads than there are cores.
 
+How many GPUs there are is counted by a worker that has torch loaded and told to the page through the storage.
 On an accelerator both lanes share the device; the interactive lane then keeps no model loaded while something trains.
 Two trainings never run at once, since their lane has one worker.
 """
 
 import os
 
-from storage import Storage
+from storage import Storage, checkpoints
 from storage import jobs as queue
+
+DEVICES = "devices"  # the setting that says how many devices one training may use
 
 
 def cores() -> int:
@@ -34,6 +37,14 @@ def interactive_threads(training: bool) -> int:
 def overloaded() -> bool:
     """Whether more than twice as many processes want to compute as there are cores."""
     return os.name == "posix" and os.getloadavg()[0] > 2 * cores()
+
+
+def report_devices(store: Storage, device: str) -> None:
+    """Tell the page how many devices a training may use at once: all GPUs, unless `device` names another or one."""
+    import torch
+
+    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    checkpoints.set_setting(store, DEVICES, max(1, count))
 
 
 def is_training(store: Storage) -> bool:

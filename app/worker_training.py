@@ -1,4 +1,5 @@
-"""Trainings: one child process `python -m lpo ...` per job, watched through the files of its run folder.
+"""Trainings: one child process `python -m lpo ...` per job, watched through the files of its run folder. On several
+devices the child is the launcher of one such process for each.
 
 The child outlives its worker, and a new worker finds it again: by (pid, start time), or by the run folder on its
 command line. How it ended is read from its exit code or, when somebody else started it, from what it left behind.
@@ -14,17 +15,21 @@ from pathlib import Path
 
 import psutil
 
+from app import jobs
 from app.lab import ROOT
-from app.worker_device import training_threads
+from app.worker_device import DEVICES, training_threads
 from app.worker_task import Stopped, Task, Vanished
 from storage import answers, checkpoints, labels
 from storage import jobs as queue
 from storage.models import Checkpoint
 
 COMMAND = [sys.executable, "-m", "lpo"]
+LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--main_process_port", "0",
+            "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
 POLL_SECONDS = 0.3
 SAVE_SECONDS = 120.0  # how long a child may take to save itself; then it is killed and resumed from its last state
 STOPPED = 3  # the exit code of lpo that means "stopped, resumable"
+RESUME = "continue with --resume"  # how its log then ends
 NAMES = {"train-lrm": "LRM", "train-lpo": "LPO"}
 
 
@@ -36,6 +41,7 @@ def run(task: Task) -> dict:
     """Trains until the end, from the start or from where the run folder is. Returns what result.json says."""
     adopted = task.job.pid != os.getpid()  # a worker that claims a job writes its own pid first
     child, process = find_child(task) if adopted else None, None
+    said = last_line(task.folder / "log.txt")
     if not adopted and not (task.folder / "result.json").exists():
         process = start(task)
         child = psutil.Process(process.pid)
@@ -43,7 +49,7 @@ def run(task: Task) -> dict:
         queue.set_process(task.store, task.job.id, task.worker.name, child.pid)
         watch(task, child, process)
     register(task)
-    return outcome(task, None if process is None else process.returncode)
+    return outcome(task, None if process is None else exit_code(task, process, said))
 
 
 def find_child(task: Task) -> psutil.Process | None:
@@ -71,11 +77,13 @@ def start(task: Task) -> subprocess.Popen:
     about = folder / "job.json"
     if not about.exists():
         write_json(about, {"number": next_number(task), "threads": training_threads()})
-    threads = str(json.loads(about.read_text())["threads"])  # the same again on resuming: bit for bit
+    processes = min(task.job.config.get(jobs.PROCESSES, 1), checkpoints.get_setting(task.store, DEVICES, 1))
+    # The same again on resuming: bit for bit.
+    threads = str(max(1, json.loads(about.read_text())["threads"] // processes))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     with open(folder / "output.txt", "ab") as output:
         return subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*command(processes), *arguments],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -85,9 +93,15 @@ def start(task: Task) -> subprocess.Popen:
         )
 
 
+def command(processes: int) -> list[str]:
+    """How lpo is started in one process, or by a launcher in several that train together (lpo/ranks.py)."""
+    python, *program = COMMAND
+    return COMMAND if processes == 1 else [python, *LAUNCHER, "--num_processes", str(processes), *program]
+
+
 def prepare(task: Task) -> dict:
     """The frozen config with its inputs: the snapshot of labels, or the prompts, written into the run folder."""
-    config, folder, study_id = dict(task.job.config), task.folder, task.job.study_id
+    config, folder, study_id = jobs.settings(task.job.config), task.folder, task.job.study_id
     if config.get("device", "auto") == "auto":
         config["device"] = task.device
     if study_id is None:
@@ -120,11 +134,33 @@ def watch(task: Task, child: psutil.Process, process: subprocess.Popen | None) -
             task.say(step / total, f"step {step} of {total}" if asked is None else "saving")
         if task.stopping and asked is None:
             asked = time.monotonic()
-            send(child, signal.SIGTERM)
+            for one in ranks_of(child) or [child]:
+                send(one, signal.SIGTERM)
         elif asked is not None and time.monotonic() - asked > SAVE_SECONDS:
-            send(child, signal.SIGKILL)
+            for one in [*ranks_of(child), child]:
+                send(one, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     task.beat()
+
+
+def ranks_of(child: psutil.Process) -> list[psutil.Process]:
+    """The processes that a launcher started; none for a training in one process. They are told to stop themselves,
+    since their launcher would kill them 30 seconds after it is told."""
+    try:
+        return child.children() if LAUNCHER[1] in child.cmdline() else []
+    except psutil.NoSuchProcess:
+        return []
+
+
+def exit_code(task: Task, process: subprocess.Popen, said: str) -> int:
+    """The exit code of lpo. Its launcher returns 1 whatever its processes returned: then the log knows, whose last line
+    was `said` before they were started."""
+    last = last_line(task.folder / "log.txt")
+    if process.returncode != 1 or LAUNCHER[1] not in process.args:
+        return process.returncode
+    if last != said and last.startswith("error: "):
+        return 2
+    return STOPPED if task.stopping or (last != said and last.endswith(RESUME)) else 1
 
 
 def is_running(child: psutil.Process) -> bool:

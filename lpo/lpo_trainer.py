@@ -148,7 +148,7 @@ class LPOTrainer:
         index = {t: i for i, (t, _, _, _) in enumerate(self.plan.steps)}
         shape = self.policy.latent_shape(self.config.height, self.config.width)
         latents = [torch.stack([pair.x_t, pair.winner, pair.loser]) for pair in kept]
-        packed = torch.stack(latents).cpu() if kept else torch.zeros(0, 3, *shape)
+        packed = torch.stack(latents).float().cpu() if kept else torch.zeros(0, 3, *shape)
         packed = self.ranks.gather_uneven(packed)  # (N, 3, C, H, W)
         places = torch.tensor([(index[p.t], p.row) for p in kept], dtype=torch.long).view(-1, 2)
         places = self.ranks.gather_uneven(places).tolist()

@@ -19,6 +19,7 @@ from app import jobs, worker_device
 from lpo.config import ConfigError, LRMConfig, to_dict
 from storage import checkpoints
 from storage import jobs as queue
+from storage.jobs import JobError
 
 WORKER = [sys.executable, str(ROOT / "tests" / "fakes" / "worker.py")]
 
@@ -66,6 +67,30 @@ def test_a_training_runs_and_its_checkpoints_can_be_chosen(lab, labelled_study, 
     assert {row.name for row in rows} == {"LRM 1", "LRM 1, step 1"}
     assert [row.name for row in rows if row.meta["final"]] == ["LRM 1"]
     assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
+
+
+def test_a_training_on_two_devices_stops_and_goes_on_on_one(lab, labelled_study, workers):
+    config = to_dict(LRMConfig(steps=2000, lr=1e-3))
+    with pytest.raises(JobError, match="2 devices are asked for, but this machine has 1"):
+        jobs.submit(lab, "train-lrm", {**config, "processes": 2}, labelled_study.id)
+    checkpoints.set_setting(lab.store, "devices", 2)
+    job_id = jobs.submit(lab, "train-lrm", {**config, "processes": 2}, labelled_study.id)
+    workers()
+    folder = jobs.run_dir(lab, job_id)
+    wait_for(lambda: (folder / "metrics.jsonl").exists(), what="the first step")
+    launcher = psutil.Process(queue.get(lab.store, job_id).pid)
+    assert len(launcher.children()) == 2
+    jobs.stop(lab, job_id)
+    until(lab, job_id, "stopped")
+    assert not launcher.is_running()
+    assert json.loads((folder / "config.json").read_text())["steps"] == 2000
+    assert 2 * int((folder / "threads-1.txt").read_text()) <= max(2, worker_device.cores())
+    checkpoints.set_setting(lab.store, "devices", 1)  # a GPU is gone
+    (folder / "config.json").write_text(json.dumps({**config, "steps": len(jobs.describe(lab, job_id)["metrics"]) + 3}))
+    jobs.resume(lab, job_id)
+    job = until(lab, job_id, "done")
+    first, second = map(int, (folder / "starts.txt").read_text().split())
+    assert first == 0 and second > 0 and job["metrics"][-1]["step"] == second + 3
 
 
 def test_two_trainings_never_run_at_once(lab, labelled_study, workers):

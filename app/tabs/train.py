@@ -27,15 +27,16 @@ def build(lab: Lab) -> None:
         with gr.Column(scale=5, min_width=420), gr.Tabs(elem_id="train-kinds"):
             with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm"):
                 enough = gr.Markdown()
-                lrm_start, lrm_told, lrm_init = _lrm_form(lab, chosen)
+                lrm_start, lrm_told, lrm_devices, lrm_init = _lrm_form(lab, chosen)
             with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo"):
                 gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
-                lpo_start, lpo_told, lpo_policy, lpo_lrm = _lpo_form(lab, chosen)
+                lpo_start, lpo_told, lpo_devices, lpo_policy, lpo_lrm = _lpo_form(lab, chosen)
         with gr.Column(scale=7, min_width=520, elem_classes="dense"):
             refresh = train_queue.build(lab, chosen)
 
-    def enter(init, policy, lrm, newest):
-        """What changes while the tab is not looked at: labels and checkpoints. A new LRM becomes the judge."""
+    def enter(init, policy, lrm, newest, lrm_count, lpo_count):
+        """What changes while the tab is not looked at: labels, checkpoints, and how many devices a worker has counted.
+        A new LRM becomes the judge."""
         lrms, policies = choices.lrms(lab), choices.policies(lab)
         latest = lrms[0][1] if lrms else None
         counts = answers.counts(lab.store, lab.current_study().id)
@@ -45,9 +46,11 @@ def build(lab: Lab) -> None:
             _keep(policies, policy),
             _keep(lrms, lrm if latest == newest else latest),
             latest,
+            gr.Dropdown(**_device_choices(lab, lrm_count)),
+            gr.Dropdown(**_device_choices(lab, lpo_count)),
         )
 
-    pickers = [lrm_init, lpo_policy, lpo_lrm, gr.State(None)]
+    pickers = [lrm_init, lpo_policy, lpo_lrm, gr.State(None), lrm_devices, lpo_devices]
     entered = tab.select(enter, pickers, [enough, *pickers], show_progress="hidden", api_visibility="private")
     for event in (entered, lrm_start, lpo_start):
         refresh(event)
@@ -61,19 +64,33 @@ def _keep(options: list[tuple[str, str]], value: str | None) -> gr.Dropdown:
     return gr.Dropdown(options, value=value if value in values else (values[0] if values else None))
 
 
+def _device_choices(lab: Lab, value: int) -> dict:
+    """What the dropdown of devices offers. It is shown only where there is a choice."""
+    count = jobs.devices(lab)
+    return {"choices": list(range(1, count + 1)), "value": min(value, count), "visible": count > 1}
+
+
+def _device_picker(lab: Lab, kind: str) -> gr.Dropdown:
+    return gr.Dropdown(
+        label="GPUs", info="that train together; batches stay as large", elem_id=f"{kind}-devices", min_width=110,
+        **_device_choices(lab, 1),
+    )  # fmt: skip
+
+
 def _lrm_form(lab: Lab, chosen: gr.State):
     start = from_preset(LRMConfig, training.default_preset(lab.current_study().base))
     options = [*choices.lrms(lab), FRESH]
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lrm")
         init = gr.Dropdown(options, value=options[0][1], label="start from", elem_id="train-lrm-init")
+        devices = _device_picker(lab, "train-lrm")
     form = forms.build(start, leave_out=("base", "init", "pairs", "latent_cache"), first=LRM_MAIN)
 
     def fixed(init):
         folder = init if init == FRESH[1] else choices.lrm(lab, _needed(init, "LRM to start from"))
         return {"base": lab.current_study().base, "init": folder, "pairs": "pairs.jsonl"}
 
-    return *_finish(lab, "train-lrm", "Train the LRM", preset, form, [init], fixed, chosen), init
+    return *_finish(lab, "train-lrm", "Train the LRM", preset, devices, form, [init], fixed, chosen), devices, init
 
 
 def _lpo_form(lab: Lab, chosen: gr.State):
@@ -83,6 +100,7 @@ def _lpo_form(lab: Lab, chosen: gr.State):
         preset = _preset_picker(lab, "train-lpo")
         policy = gr.Dropdown(policies, value=choices.BASE, label="start from", elem_id="train-lpo-policy")
         lrm = gr.Dropdown(lrms, value=lrms[0][1] if lrms else None, label="LRM that judges", elem_id="train-lpo-judge")
+        devices = _device_picker(lab, "train-lpo")
     form = forms.build(start, leave_out=("lrm", "prompts", "eval_prompts"), first=LPO_MAIN)
 
     def fixed(policy, lrm):
@@ -91,7 +109,8 @@ def _lpo_form(lab: Lab, chosen: gr.State):
             "lrm": choices.lrm(lab, _needed(lrm, "LRM")),
         }
 
-    return *_finish(lab, "train-lpo", "Train the adapter", preset, form, [policy, lrm], fixed, chosen), policy, lrm
+    finished = _finish(lab, "train-lpo", "Train the adapter", preset, devices, form, [policy, lrm], fixed, chosen)
+    return *finished, devices, policy, lrm
 
 
 def _preset_picker(lab: Lab, kind: str) -> gr.Dropdown:
@@ -105,7 +124,7 @@ def _needed(value: str | None, what: str) -> str:
     return value
 
 
-def _finish(lab: Lab, kind: str, label: str, preset, form: forms.Form, pickers: list, fixed, chosen: gr.State):
+def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, pickers: list, fixed, chosen: gr.State):
     """The lower half of both forms: time, command line, the button. Returns the button's event, and a function that
     tells time and command line anew after another event.
 
@@ -121,25 +140,25 @@ def _finish(lab: Lab, kind: str, label: str, preset, form: forms.Form, pickers: 
     def config_of(*values):
         return form.read(values[len(pickers) :], **fixed(*values[: len(pickers)]))
 
-    def tell(preset, *values):
+    def tell(preset, devices, *values):
         try:
             config = config_of(*values)
-            return training.estimate(lab, kind, config), training.command(kind, preset, config)
+            return training.estimate(lab, kind, config, devices), training.command(kind, preset, config, devices)
         except ValueError as error:
             return f"⚠️ {error}", ""
 
-    def begin(*values):
+    def begin(devices, *values):
         """Returns the sentence for the form and the new job's id, which the queue then shows."""
         try:
             config = config_of(*values)
             if kind == "train-lrm" and not answers.counts(lab.store, lab.current_study().id)["train"]:
                 raise ConfigError("There is no label to train on yet; give some answers in the Label tab first.")
-            job = jobs.submit(lab, kind, to_dict(config), lab.current_study().id)
+            job = jobs.submit(lab, kind, {**to_dict(config), jobs.PROCESSES: devices}, lab.current_study().id)
         except ValueError as error:
             return f"⚠️ {error}", gr.skip()
         return "It is in the queue, at the right. You may close this page: the training goes on.", job
 
-    inputs = [*pickers, *form.inputs]
+    inputs = [devices, *pickers, *form.inputs]
     changed = [component.change for component in [preset, *inputs]]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(changed, tell, [preset, *inputs], [told, line], trigger_mode="always_last", **quiet)

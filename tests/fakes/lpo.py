@@ -1,10 +1,12 @@
 """Behaves towards its run folder as `python -m lpo train-lrm` does, in milliseconds a step and without torch.
 
-The learning rate says how it behaves: 0.5 bad input, 0.25 a crash, anything else trains.
+The learning rate says how it behaves: 0.5 bad input, 0.25 a crash, anything else trains. Of several processes that a
+launcher starts, the first does the work.
 """
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -19,6 +21,15 @@ arguments = parser.parse_args()
 run = arguments.run_dir
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+
+rank = int(os.environ.get("RANK", "0"))
+if rank:
+    (run / f"threads-{rank}.txt").write_text(os.environ["OMP_NUM_THREADS"])
+    while not stop and not (run / "result.json").exists():
+        time.sleep(0.02)
+    while stop and not (run / "state.json").exists():  # nobody leaves before all is saved
+        time.sleep(0.02)
+    sys.exit(3 if stop else 0)
 
 config = json.loads((run / "config.json" if arguments.resume else Path(arguments.config)).read_text())
 (run / "config.json").write_text(json.dumps(config))
@@ -37,6 +48,8 @@ for step in range(first + 1, config["steps"] + 1):
         file.write(json.dumps({"step": step, "total": config["steps"], "seconds": 0.0, "left_s": 1.0}) + "\n")
     if stop:
         state.write_text(json.dumps(step))
+        with open(run / "log.txt", "a") as file:
+            file.write(f"stopped after step {step}; continue with --resume\n")
         sys.exit(3)
 for name in ("step-000001", "final"):
     folder = run / "checkpoints" / name
