@@ -186,6 +186,10 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # LaunchError, StorageError: a sentence for a person
         print(f"Preference Lab cannot start: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # the disk is full, say
+        where = f" {error.filename}" if error.filename else ""
+        print(f"Preference Lab cannot start: cannot write{where} ({error.strerror}); make room.", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from app.lab import Lab
 from app.security import annotator_name, same_origin, set_annotator
-from storage import StorageError, comparisons, labels
+from storage import StorageError, Unwritable, comparisons, labels
 from storage import jobs as queue
 from storage.models import Annotator, Study
 
@@ -55,6 +55,8 @@ class Plain(APIRoute):
                 return JSONResponse({"error": sentence}, 400)
             except Refusal as refusal:
                 return JSONResponse({"error": str(refusal)}, refusal.status)
+            except Unwritable as error:
+                return JSONResponse({"error": str(error)}, 503)  # not the vote's fault: the page sends it again
             except StorageError as error:
                 return JSONResponse({"error": str(error)}, 400)
 

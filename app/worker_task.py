@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from storage import Unwritable
 from storage import jobs as queue
 from storage.jobs import JobLost
 from storage.models import Job
@@ -66,7 +67,7 @@ class Task:
             self._state = queue.heartbeat(self.store, self.job.id, self.worker.name, *self._saying)
         except JobLost:
             self.lost = True
-        except SQLAlchemyError as error:  # a full disk, a database that was locked for long: the next beat may do
+        except (SQLAlchemyError, Unwritable) as error:  # a full disk, a long lock: the next beat may do
             print(f"no heartbeat: {error}", flush=True)
 
     def _beat(self) -> None:

@@ -9,7 +9,7 @@ Every function takes the `Storage` first, opens its own short transaction and re
 so that no caller ever holds the database while it works.
 """
 
-from .db import Storage, StorageError
+from .db import Storage, StorageError, Unwritable
 from .db import open_storage as open
 
-__all__ = ["Storage", "StorageError", "open"]
+__all__ = ["Storage", "StorageError", "Unwritable", "open"]

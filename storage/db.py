@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -23,6 +24,10 @@ BUSY_SECONDS = 30
 
 class StorageError(ValueError):
     """Anything a person did or has that storage cannot accept; the text is one sentence for the page."""
+
+
+class Unwritable(StorageError):
+    """The database could not be written now, most often because the disk is full; the same may work later."""
 
 
 class Storage:
@@ -45,8 +50,9 @@ class Storage:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A write transaction, committed on leaving. Keep it short: one writer at a time in all processes."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+        """A write transaction, committed on leaving. Keep it short: one writer at a time in all processes. Raises
+        Unwritable where the disk is full or the folder gone."""
+        with _sentence(self.data_dir), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
@@ -63,7 +69,7 @@ class Storage:
 def open_storage(data_dir: str | Path) -> Storage:
     """Open (or create) the data folder, bringing its database to the newest revision.
 
-    Raises StorageError for a folder that cannot be written, a file that is no database, or a newer database.
+    Raises StorageError for a folder that cannot be written, a full disk, a file that is no database, or a newer one.
     """
     folder = Path(data_dir).expanduser().resolve()
     try:
@@ -74,11 +80,22 @@ def open_storage(data_dir: str | Path) -> Storage:
         raise StorageError(reason) from error
     engine = _engine(folder / DATABASE)
     try:
-        _migrate(engine, folder)
+        with _sentence(folder):
+            _migrate(engine, folder)
+            return Storage(folder, engine)
     except BaseException:
         engine.dispose()
         raise
-    return Storage(folder, engine)
+
+
+@contextmanager
+def _sentence(folder: Path) -> Iterator[None]:
+    """What the disk refuses becomes one sentence."""
+    try:
+        yield
+    except (OperationalError, sqlite3.OperationalError) as error:
+        reason = error.orig if isinstance(error, OperationalError) else error
+        raise Unwritable(f"Cannot write the database in {folder} ({reason}); make room on that disk.") from error
 
 
 def _engine(path: Path, begin: str = "BEGIN IMMEDIATE", pragmas: tuple[str, ...] = ()) -> Engine:
@@ -138,6 +155,8 @@ def _migrate(engine: Engine, folder: Path) -> None:
     path = folder / DATABASE
     try:
         _use_wal(path)
+    except sqlite3.OperationalError:
+        raise
     except sqlite3.DatabaseError as error:
         raise StorageError(f"{path} is not a database ({error}); restore a file from {folder / 'backups'}.") from error
     directory = scripts()

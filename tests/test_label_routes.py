@@ -1,11 +1,13 @@
 """The label routes without a browser: cookie, Origin, blindness, idempotence, undo, and sentences for what is wrong."""
 
 import json
+import re
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from sqlalchemy import text as sql
 from sqlmodel import select
 from storage_lab import add_pairs
 
@@ -122,6 +124,28 @@ def test_a_retried_vote_is_one_label_and_undo_revokes_it(client, lab, study):
     ]
     nothing = client.post("/api/pairs/undo", json={**undo, "client_key": "key-00000003"}).json()
     assert nothing["pair"] is None
+
+
+def test_a_vote_that_the_full_disk_refuses_is_sent_again(client, lab, study, monkeypatch):
+    """503, not 400: with 400 the page would forget the vote."""
+    client.post("/api/annotator", json={"name": "Ada"})
+    vote = body(client, study)
+
+    def full(*_, **__):
+        with lab.store.session() as session:
+            session.execute(sql("PRAGMA max_page_count = 1"))  # no page more than there are
+            session.execute(sql("CREATE TABLE big AS SELECT randomblob(1000000)"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labels, "vote", full)
+        answer = client.post("/api/pairs/vote", json=vote)
+    assert answer.status_code == 503
+    sentence = r"Cannot write .* \(database or disk is full\); make room on that disk\."
+    assert re.fullmatch(sentence, answer.json()["error"])
+    assert rows(lab) == []
+    lab.store.engine.dispose()  # and with it the connection that must not grow
+    assert client.post("/api/pairs/vote", json=vote).status_code == 200
+    assert len(rows(lab)) == 1
 
 
 def test_votes_of_another_person_or_another_lab_are_kept_apart(client, lab, study):

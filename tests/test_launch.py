@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, wait_for
+from conftest import ROOT, free_port, wait_for
 from PIL import Image
 
 import storage
 from app import jobs
 from app.lab import Lab, Settings
+from launch import main
 from lpo.config import LRMConfig, to_dict
 from storage import jobs as queue
 from storage import labels, studies
@@ -105,6 +107,17 @@ def test_a_file_as_data_folder_is_refused(tmp_path):
     assert said.returncode == 2 and "choose another --data-dir" in said.stderr and "Traceback" not in said.stderr
 
 
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(storage.db, "_use_wal", full)
+    assert main(["--no-workers", "--port", str(free_port()), "--data-dir", str(tmp_path / "lab")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Preference Lab cannot start: Cannot write the database in")
+    assert said.endswith("(database or disk is full); make room on that disk.\n") and said.count("\n") == 1
+
+
 def test_help_explains_every_option():
     text = subprocess.check_output([sys.executable, "launch.py", "--help"], cwd=ROOT, text=True)
     for option in ("--host", "--password", "--port", "--data-dir", "--device", "--no-workers"):
@@ -160,6 +173,18 @@ def test_a_signal_stops_jobs_resumably_and_leaves_nothing(start_server, training
     job = jobs.describe(lab, job_id)
     assert (job["state"], job["resumable"]) == ("stopped", True)
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_job_goes_on(start_server, training):
+    lab, job_id = training
+    server = start_server(script=FAKE, data_dir=lab.store.data_dir)
+    child = running(lab, job_id).pid
+    for process in psutil.Process(server.process.pid).children():
+        process.suspend()  # a worker that takes its time to save the job
+    server.process.send_signal(signal.SIGINT)
+    wait_for(lambda: "Stopping" in server.log.read_text())
+    assert server.stop(signal.SIGINT) == 130
+    assert psutil.pid_exists(child) and queue.get(lab.store, job_id).state == "running"
 
 
 def test_after_sigkill_the_job_goes_on_and_the_next_launch_adopts_it(start_server, training):
