@@ -56,7 +56,6 @@ _LPO_SDXL = {
     "train_batch_size": (4, "code, SDXL: train batch"),
     "iterations": (5000, "code: 5 epochs over 4,000 prompts, 4 a round"),
     "gradient_checkpointing": (True, "code, SDXL"),
-    "dtype": ("bfloat16", "ours: the code's float16 overflows in SDXL's own VAE; the adapter stays float32"),
     "score_batch_size": (16, "ours: all siblings of a step at once"),
 }
 _LRM_SDXL = {
