@@ -14,9 +14,9 @@ from pathlib import Path
 from sqlmodel import select
 
 from app import choices, jobs
-from app.browse import policy_words
 from app.lab import Lab
 from app.statistics import WinRate, in_words, paired_difference, win_rate, win_rate_peeking
+from app.story import policy_words
 from lpo.config import SampleConfig, from_dict, to_dict
 from storage import comparisons as store_comparisons
 from storage import jobs as queue
@@ -141,12 +141,12 @@ def policy_name(lab: Lab, policy: dict) -> str:
         return f"{policy_name(lab, {**policy, 'search': None})} + {words}"
     adapters = policy.get("adapters", [])
     if not adapters:
-        return "base"
+        return _base_name(lab, policy)
     with lab.store.reader() as session:
         found = session.exec(select(Checkpoint).where(Checkpoint.path.in_([each["path"] for each in adapters]))).all()
     known = {row.path: row for row in found}
     below = {each["path"] for row in found for each in (row.meta.get("policy") or {}).get("adapters", [])}
-    words = []
+    words = [_base_name(lab, policy)] if policy.get("unet") else []
     for each in adapters:
         if each["path"] in below:
             continue  # the one on top was trained on this one: its name says so already
@@ -154,6 +154,15 @@ def policy_name(lab: Lab, policy: dict) -> str:
         name = row.name if row else policy_words({"base": "", "adapters": [{"path": each["path"]}]}).removeprefix(" + ")
         words.append(name if each["strength"] == 1.0 else f"{name} × {each['strength']:g}")
     return " + ".join(words) or policy_words(policy)
+
+
+def _base_name(lab: Lab, policy: dict) -> str:
+    """'base', or the name of the merged UNet in its place."""
+    if not policy.get("unet"):
+        return "base"
+    with lab.store.reader() as session:
+        row = session.exec(select(Checkpoint).where(Checkpoint.path == policy["unet"])).first()
+    return row.name if row else Path(policy["unet"]).name
 
 
 def earlier_checkpoints(lab: Lab, policy: dict) -> list[Checkpoint]:

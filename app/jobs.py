@@ -25,6 +25,9 @@ LANES = {
     "train-lpo": "training",
     "import": "data",
     "export": "data",
+    "export-model": "data",
+    "import-model": "data",
+    "gaps": "data",
 }
 PROCESSES = "processes"  # key of a training job's config beside its settings: how many devices train together
 RESUMABLE = ("stopped", "failed", "cancelled")

@@ -1,12 +1,13 @@
 """The Data tab's small pieces of HTML: the numbers at the head, the story of a pair, the story of a picture.
 
-Plain functions from what `app/browse.py` returns to escaped HTML; everything a person or a file wrote goes through
+Plain functions from what `storage/stories.py` returns to escaped HTML; everything a person or a file wrote goes through
 `escape`.
 """
 
 from html import escape
+from pathlib import Path
 
-from app.browse import policy_words
+from app.choices import search_words
 
 CHOICE_WORDS = {"first": "first", "second": "second", "tie": "tie", "both_bad": "both bad", "skip": "skipped"}
 SIDE_WORDS = {"first": "first was left", "second": "second was left", "": ""}
@@ -41,6 +42,21 @@ def pair_html(story: dict) -> str:
         f'<h4>{escape(story["prompt"])}</h4><p class="st-sub">Pair {story["id"]} · from {escape(story["origin"])} · '
         f'made {story["made"]} · {escape(splits)}</p><div class="st-two">{sides}</div>{_history(story["history"])}'
     )
+
+
+def policy_words(policy: dict | str | None) -> str:
+    """A policy of a provenance in a few words: 'scenes + step-000040 × 0.5'."""
+    if not isinstance(policy, dict):
+        return str(policy or "unknown")
+    words = [str(policy.get("base", "?")) + (f" with {Path(policy['unet']).name}" if policy.get("unet") else "")]
+    for adapter in policy.get("adapters", []):
+        path = Path(str(adapter.get("path", "?")))
+        name = f"{path.parent.parent.name[:8]}/{path.name}" if path.parent.name == "checkpoints" else path.name
+        strength = adapter.get("strength", 1.0)
+        words.append(name if strength == 1.0 else f"{name} × {strength:g}")
+    if search := policy.get("search"):
+        words.append(search_words(search, f"LRM {Path(search['lrm']).name}"))
+    return " + ".join(words)
 
 
 def megabytes(size: int) -> str:

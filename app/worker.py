@@ -151,6 +151,14 @@ def run(task: Task) -> dict | None:
             from app import worker_data
 
             return worker_data.run(task)
+        case "export-model" | "import-model":
+            from app import worker_export
+
+            return worker_export.run(task)
+        case "gaps":
+            from app import worker_gaps
+
+            return worker_gaps.run(task)
         case kind:
             raise ValueError(f"This version cannot do jobs of the kind {kind!r}; update Preference Lab.")
 

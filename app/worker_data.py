@@ -1,7 +1,8 @@
 """Runs imports and exports in the data lane. Imports no torch.
 
-An import's config is {"upload": folder in `cache/uploads`, "name": the one file in it, "study_id": id or None};
-an export's {"format": "zip" | "parquet", "study_id"}. The result of both is the last report of `storage/exchange`.
+An import's config is {"upload": folder in `cache/uploads`, "name": the file in it, or the folder's own title if several
+parquet files came together} or {"path": a file or folder of this machine, "name"}, with {"study_id": id or None}; an
+export's {"format": "zip" | "parquet", "study_id"}. The result of both is the last report of `storage/exchange`.
 """
 
 import re
@@ -23,33 +24,59 @@ def uploads(store: Storage, name: str) -> Path:
     return store.cache_dir / "uploads" / name
 
 
+def uploaded(store: Storage, config: dict) -> tuple[Path, Path]:
+    """The folder of a job's upload, and what lies in it: one file, or a folder of parquet files."""
+    folder = uploads(store, config["upload"])
+    path = folder / Path(config["name"]).name
+    if not path.exists():
+        raise ExchangeError(f"The uploaded file {config['name']} is gone; choose it again.")
+    return folder, path
+
+
 def run(task: Task) -> dict:
     """The job's result. Raises Stopped or a ValueError sentence."""
     return run_import(task) if task.job.kind == "import" else run_export(task)
 
 
 def run_import(task: Task) -> dict:
-    """Imports an uploaded file; stopped and resumed at any row, it doubles nothing (see `storage/exchange`).
+    """Imports an upload or what lies on this machine; stopped, killed and resumed, it goes on with the next row.
 
-    The upload is deleted once it is in, or known to be unreadable; it stays for a stopped import.
+    An upload is deleted once it is in, or known to be unreadable; it stays for a stopped import.
     """
     config = task.job.config
-    folder = uploads(task.store, config["upload"])
-    path = folder / Path(config["name"]).name
-    if not path.exists():
-        raise ExchangeError(f"The uploaded file {config['name']} is gone; choose it again.")
+    folder, path = (None, Path(config["path"])) if "path" in config else uploaded(task.store, config)
     report: dict = {}
     try:
         for report in import_data(task.store, path, config.get("study_id")):
             share = report["done"] / report["total"] if report["total"] else None
-            task.say(share, f"{report['done']:,} rows read, {report['pairs']:,} pairs are new")
+            task.say(share, _progress(report))
             if task.stopping and not report["finished"]:
                 raise Stopped
     except ValueError:
-        shutil.rmtree(folder)
+        _discard(folder)
         raise
-    shutil.rmtree(folder)
+    _discard(folder)
     return report
+
+
+def _discard(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder)
+
+
+def _progress(report: dict) -> str:
+    total = "" if report["total"] is None else f" of {report['total']:,}"
+    words = f"{report['done']:,}{total} rows read, {report['pairs']:,} pairs are new"
+    refused = sum(report["rejected"].values())
+    if refused:
+        words += f", {refused:,} rejected"
+    left = report.get("left_s")
+    return words if left is None else f"{words}; about {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} hours" if hours >= 1.5 else f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{seconds:.0f} s"
 
 
 def run_export(task: Task) -> dict:

@@ -19,7 +19,7 @@ from app import jobs
 from app.lab import ROOT
 from app.worker_device import DEVICES, training_threads
 from app.worker_task import Stopped, Task, Vanished
-from storage import answers, checkpoints, labels
+from storage import answers, checkpoints, filters, labels
 from storage import jobs as queue
 from storage.models import Checkpoint
 
@@ -114,6 +114,8 @@ def prepare(task: Task) -> dict:
             )
         config["pairs"] = str(folder / "pairs.jsonl")
         (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        filtered = filters.describe(filters.active(task.store, study_id))
+        write_json(folder / "snapshot.json", {"format_version": 1, "pairs": len(lines), "filter": filtered})
         return config
     for field, split in (("prompts", "train"), ("eval_prompts", "heldout")):
         texts = [prompt.text for prompt in labels.study_prompts(task.store, study_id, split)]

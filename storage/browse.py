@@ -1,125 +1,264 @@
-"""Pages of pictures, pairs and labels for the Data tab, with filters. Pictures of a running comparison are left out,
-also where the same file appears elsewhere: their provenance would tell who made them."""
+"""Pages of pictures, pairs and labels for the Data tab, by filters, newest first.
 
-import json
-from typing import Any
+Blindness reaches here too: whatever belongs to a comparison without a verdict is left out, pictures by their file
+hash, because a provenance shown beside them would tell which policy made them. `hidden` says how much that is.
+"""
 
-from sqlalchemy import text
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Select, and_, exists, func, or_
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, select
 
 from .db import Storage
+from .models import (
+    Annotator,
+    Comparison,
+    ComparisonPair,
+    Pair,
+    Picture,
+    Preference,
+    Prompt,
+    Study,
+    StudyPair,
+    StudyPrompt,
+)
 
-PAGE = 50
-
-_SECRET = """SELECT h.hash FROM comparison c JOIN comparison_pair cp ON cp.comparison_id = c.id
-    JOIN pair hp ON hp.id = cp.pair_id JOIN picture h ON h.id IN (hp.first_id, hp.second_id)
-    WHERE c.state IN ('preparing', 'voting')"""
-
-_PICTURES = """FROM picture p LEFT JOIN prompt ON prompt.id = p.prompt_id
-    LEFT JOIN study_prompt sp ON sp.prompt_id = p.prompt_id AND sp.study_id = :study_id"""
-_PAIRS = """FROM study_pair q JOIN pair ON pair.id = q.pair_id JOIN prompt ON prompt.id = pair.prompt_id
-    JOIN study_prompt sp ON sp.prompt_id = pair.prompt_id AND sp.study_id = q.study_id
-    JOIN picture a ON a.id = pair.first_id JOIN picture b ON b.id = pair.second_id"""
-_LABELS = """FROM preference v JOIN pair ON pair.id = v.pair_id JOIN prompt ON prompt.id = pair.prompt_id
-    JOIN study_prompt sp ON sp.prompt_id = pair.prompt_id AND sp.study_id = v.study_id
-    JOIN annotator n ON n.id = v.annotator_id
-    JOIN picture a ON a.id = pair.first_id JOIN picture b ON b.id = pair.second_id
-    LEFT JOIN preference r ON r.revokes = v.id"""
-_OPEN_VOTE = "v.comparison_id IN (SELECT id FROM comparison WHERE state IN ('preparing', 'voting'))"
+BLIND_STATES = ("preparing", "voting")
+ANY = "any"
+UNLABELLED = "unlabelled"
 
 
-def browse_pictures(
-    store: Storage, study_id: int, *, prompt: str = "", split: str | None = None, imported: bool | None = None,
-    page: int = 1, size: int = PAGE,
-) -> dict:  # fmt: skip
-    """{rows: [{id, hash, width, height, prompt, split, provenance, created_at}], total, page, pages}, newest first.
-    Pictures of other studies' prompts are not shown."""
-    where = ["sp.study_id IS NOT NULL", f"p.hash NOT IN ({_SECRET})"]
-    values: dict[str, Any] = {"study_id": study_id}
-    _filter_prompt(where, values, prompt, split)
-    if imported is not None:
-        where.append(f"json_extract(p.provenance, '$.imported') IS {'NOT ' if imported else ''}NULL")
-    columns = "p.id, p.hash, p.width, p.height, prompt.text AS prompt, sp.split, p.provenance, p.created_at"
-    return _page(store, columns, _PICTURES, where, values, "p.id DESC", page, size)
+@dataclass(frozen=True)
+class Filters:
+    """What to show; None or "any" leaves a field open. `since` and `until` are seconds since 1970."""
+
+    study_id: int | None = None
+    text: str = ""
+    annotator_id: int | None = None
+    choice: str = ANY
+    split: str = ANY
+    origin: str = ANY
+    kind: str = ANY
+    since: float | None = None
+    until: float | None = None
+
+    @property
+    def about_labels(self) -> bool:
+        """Whether a field speaks of labels, so that only what was labelled can match."""
+        return self.annotator_id is not None or self.kind != ANY or self.choice not in (ANY, UNLABELLED)
 
 
-def browse_pairs(
-    store: Storage, study_id: int, *, prompt: str = "", split: str | None = None, origin: str | None = None,
-    labelled: bool | None = None, page: int = 1, size: int = PAGE,
-) -> dict:  # fmt: skip
-    """{rows: [{id, prompt, split, origin, first, second (hashes), labels (standing answers), created_at}], total, page,
-    pages}, newest first."""
-    answers = """(SELECT COUNT(*) FROM preference v WHERE v.study_id = q.study_id AND v.pair_id = q.pair_id
-        AND v.choice IS NOT NULL AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = v.id))"""
-    where = ["q.study_id = :study_id", f"a.hash NOT IN ({_SECRET})", f"b.hash NOT IN ({_SECRET})"]
-    values: dict[str, Any] = {"study_id": study_id}
-    _filter_prompt(where, values, prompt, split)
-    if origin is not None:
-        where.append("pair.origin = :origin")
-        values["origin"] = origin
-    if labelled is not None:
-        where.append(f"{answers} {'> 0' if labelled else '= 0'}")
-    columns = f"""pair.id, prompt.text AS prompt, sp.split, pair.origin, a.hash AS first, b.hash AS second,
-        {answers} AS labels, pair.created_at"""
-    return _page(store, columns, _PAIRS, where, values, "q.position DESC", page, size)
+def pictures(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
+    """How many pictures match, and page `page` (from 0) of them, newest first.
 
-
-def browse_labels(
-    store: Storage, study_id: int, *, prompt: str = "", split: str | None = None, annotator_id: int | None = None,
-    choice: str | None = None, simulated: bool | None = None, revoked: bool | None = None,
-    page: int = 1, size: int = PAGE,
-) -> dict:  # fmt: skip
-    """{rows: [{id, pair_id, prompt, split, annotator, simulated, choice (None for an undo), left, milliseconds, repeat,
-    revokes, revoked, comparison_id, first, second, created_at}], total, page, pages}, newest first."""
-    where = ["v.study_id = :study_id", f"(v.comparison_id IS NULL OR NOT {_OPEN_VOTE})"]
-    values: dict[str, Any] = {"study_id": study_id}
-    _filter_prompt(where, values, prompt, split)
-    for column, value in (("annotator_id", annotator_id), ("choice", choice), ("simulated", simulated)):
-        if value is not None:
-            where.append(f"v.{column} = :{column}")
-            values[column] = value
-    if revoked is not None:
-        where.append(f"r.id IS {'NOT ' if revoked else ''}NULL")
-    columns = """v.id, v.pair_id, prompt.text AS prompt, sp.split, n.name AS annotator, v.simulated, v.choice, v."left",
-        v.milliseconds, v.repeat, v.revokes, r.id IS NOT NULL AS revoked, v.comparison_id, a.hash AS first,
-        b.hash AS second, v.created_at"""
-    return _page(store, columns, _LABELS, where, values, "v.id DESC", page, size)
-
-
-def _filter_prompt(where: list[str], values: dict[str, Any], prompt: str, split: str | None) -> None:
-    if prompt.strip():
-        where.append("instr(lower(prompt.text), lower(:prompt)) > 0")
-        values["prompt"] = prompt.strip()
-    if split is not None:
-        where.append("sp.split = :split")
-        values["split"] = split
-
-
-def _page(
-    store: Storage,
-    columns: str,
-    source: str,
-    where: list[str],
-    values: dict[str, Any],
-    order: str,
-    page: int,
-    size: int,
-) -> dict:
-    # every part of the statement is a constant of this file; what a person typed travels in `values`
-    size = max(1, min(size, 500))
-    rest = f"{source} WHERE {' AND '.join(where)}"
+    Each is {id, hash, prompt, width, height, origin, made, provenance}.
+    """
+    query = select(Picture, Prompt).join(Prompt, Prompt.id == Picture.prompt_id, isouter=True)
+    query = query.where(Picture.hash.not_in(blind_hashes()), *_time(Picture.created_at, filters))
+    query = query.where(*_prompt(filters, Picture.prompt_id))
+    if filters.origin != ANY:
+        query = query.where(_imported(Picture) if filters.origin == "import" else ~_imported(Picture))
+    if filters.about_labels:
+        labelled = exists().where(
+            or_(Pair.first_id == Picture.id, Pair.second_id == Picture.id),
+            Preference.pair_id == Pair.id,
+            *_label(filters),
+        )
+        query = query.where(labelled)
     with store.reader() as session:
-        total = session.execute(text(f"SELECT COUNT(*) {rest}"), values).scalar()
-        pages = max(1, -(-total // size))
-        page = max(1, min(page, pages))
-        listed = f"SELECT {columns} {rest} ORDER BY {order} LIMIT :size OFFSET :skip"
-        rows = session.execute(text(listed), {**values, "size": size, "skip": (page - 1) * size}).mappings()
-        return {"rows": [_plain(dict(row)) for row in rows], "total": total, "page": page, "pages": pages}
+        total, rows = _page(session, query, Picture.id.desc(), page, size)
+        return total, [picture_row(picture, prompt) for picture, prompt in rows]
 
 
-def _plain(row: dict) -> dict:
-    if "provenance" in row:
-        row["provenance"] = json.loads(row["provenance"])
-    for flag in ("simulated", "repeat", "revoked"):
-        if flag in row:
-            row[flag] = bool(row[flag])
-    return row
+def pairs(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
+    """How many pairs match, and a page of them, newest first: {id, prompt, first, second (hashes), origin, labels}."""
+    first, second = aliased(Picture), aliased(Picture)
+    query = select(Pair, Prompt, first.hash, second.hash).join(Prompt, Prompt.id == Pair.prompt_id)
+    query = query.join(first, first.id == Pair.first_id).join(second, second.id == Pair.second_id)
+    query = query.where(~blind_pair(Pair.id), *_time(Pair.created_at, filters), *_prompt(filters, Pair.prompt_id))
+    if filters.study_id is not None:
+        query = query.where(_asked(filters.study_id))
+    if filters.origin != ANY:
+        query = query.where(Pair.origin == filters.origin)
+    if filters.choice == UNLABELLED:
+        query = query.where(~exists().where(Preference.pair_id == Pair.id, *_standing()))
+    if filters.about_labels:
+        query = query.where(exists().where(Preference.pair_id == Pair.id, *_standing(), *_label(filters)))
+    with store.reader() as session:
+        total, rows = _page(session, query, Pair.id.desc(), page, size)
+        ids = [pair.id for pair, *_ in rows]
+        said: dict[int, list[str]] = {}
+        answers = select(Preference.pair_id, Preference.choice).where(Preference.pair_id.in_(ids), *_standing())
+        if filters.study_id is not None:
+            answers = answers.where(Preference.study_id == filters.study_id)
+        for pair_id, choice in session.exec(answers):
+            said.setdefault(pair_id, []).append(choice)
+        return total, [
+            {
+                "id": pair.id,
+                "prompt": prompt.text,
+                "first": one,
+                "second": two,
+                "origin": pair.origin,
+                "labels": said.get(pair.id, []),
+            }
+            for pair, prompt, one, two in rows
+        ]
+
+
+def labels(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
+    """How many label rows match, undos included, and a page of them, newest first.
+
+    Each is as `label_row` gives it, with the hashes of both pictures as first and second.
+    """
+    first, second = aliased(Picture), aliased(Picture)
+    query = select(Preference, Annotator, Prompt, Study, first.hash, second.hash)
+    query = query.join(Annotator, Annotator.id == Preference.annotator_id)
+    query = query.join(Pair, Pair.id == Preference.pair_id).join(Prompt, Prompt.id == Pair.prompt_id)
+    query = query.join(Study, Study.id == Preference.study_id)
+    query = query.join(first, first.id == Pair.first_id).join(second, second.id == Pair.second_id)
+    query = query.where(~blind_pair(Pair.id), *_time(Preference.created_at, filters), *_prompt(filters, Pair.prompt_id))
+    query = query.where(*_label(filters))
+    if filters.study_id is not None:
+        query = query.where(Preference.study_id == filters.study_id)
+    if filters.origin != ANY:
+        query = query.where(Pair.origin == filters.origin)
+    with store.reader() as session:
+        total, rows = _page(session, query, Preference.id.desc(), page, size)
+        gone = revoked(session, [row.id for row, *_ in rows])
+        return total, [{**label_row(*row, row[0].id in gone), "first": one, "second": two} for *row, one, two in rows]
+
+
+def origins(store: Storage) -> list[str]:
+    """Where pairs came from, e.g. queue, form, import, comparison."""
+    with store.reader() as session:
+        return list(session.exec(select(Pair.origin).distinct().order_by(Pair.origin)))
+
+
+def hidden(store: Storage) -> tuple[int, int]:
+    """How many pictures and pairs are left out because their comparison has no verdict yet."""
+    with store.reader() as session:
+        files = session.exec(select(func.count(Picture.id)).where(Picture.hash.in_(blind_hashes()))).one()
+        return files, session.exec(select(func.count(Pair.id)).where(blind_pair(Pair.id))).one()
+
+
+def day(moment: float) -> str:
+    """A time as the page shows it, in this machine's zone: 2026-11-23 01:09."""
+    return datetime.datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M")
+
+
+def _page(session: Session, query: Select, order, page: int, size: int) -> tuple[int, Sequence]:
+    total = session.exec(select(func.count()).select_from(query.order_by(None).subquery())).one()
+    return total, session.exec(query.order_by(order).offset(page * size).limit(size)).all()
+
+
+def blind_hashes() -> Select:
+    one = aliased(Picture)
+    pair = aliased(Pair)
+    blind = select(ComparisonPair.pair_id).join(Comparison).where(Comparison.state.in_(BLIND_STATES))
+    query = select(one.hash).join(pair, or_(pair.first_id == one.id, pair.second_id == one.id))
+    return query.where(pair.id.in_(blind))
+
+
+def blind_pair(pair_id):
+    blind = select(ComparisonPair.pair_id).join(Comparison).where(Comparison.state.in_(BLIND_STATES))
+    return pair_id.in_(blind)
+
+
+def _imported(picture):
+    return func.json_extract(picture.provenance, "$.imported").is_not(None)
+
+
+def _time(column, filters: Filters) -> list:
+    bounds = []
+    if filters.since is not None:
+        bounds.append(column >= filters.since)
+    if filters.until is not None:
+        bounds.append(column < filters.until)
+    return bounds
+
+
+def _prompt(filters: Filters, prompt_id) -> list:
+    """Conditions on the prompt of a row: its text, and its study and split."""
+    conditions = []
+    if filters.text.strip():
+        conditions.append(Prompt.text.icontains(filters.text.strip(), autoescape=True))
+    if filters.split != ANY or filters.study_id is not None:
+        member = [StudyPrompt.prompt_id == prompt_id]
+        if filters.study_id is not None:
+            member.append(StudyPrompt.study_id == filters.study_id)
+        if filters.split != ANY:
+            member.append(StudyPrompt.split == filters.split)
+        conditions.append(exists().where(*member))
+    return conditions
+
+
+def _label(filters: Filters) -> list:
+    conditions = []
+    if filters.annotator_id is not None:
+        conditions.append(Preference.annotator_id == filters.annotator_id)
+    if filters.choice not in (ANY, UNLABELLED):
+        conditions.append(Preference.choice == filters.choice)
+    if filters.kind != ANY:
+        conditions.append(Preference.simulated.is_(filters.kind == "simulated"))
+    return conditions
+
+
+def _standing() -> tuple:
+    """Conditions for an answer that nobody took back."""
+    later = aliased(Preference)
+    return Preference.choice.is_not(None), ~exists().where(later.revokes == Preference.id)
+
+
+def _asked(study_id: int):
+    """Whether the study asks for this pair, in its queue or in one of its comparisons."""
+    compared = and_(ComparisonPair.pair_id == Pair.id, Comparison.id == ComparisonPair.comparison_id)
+    return or_(
+        exists().where(StudyPair.pair_id == Pair.id, StudyPair.study_id == study_id),
+        exists().where(compared, Comparison.study_id == study_id),
+    )
+
+
+def revoked(session: Session, ids: list[int]) -> set[int]:
+    """Which of these labels were taken back."""
+    return set(session.exec(select(Preference.revokes).where(Preference.revokes.in_(ids))))
+
+
+def picture_row(picture: Picture, prompt: Prompt | None) -> dict:
+    """{id, hash, prompt, width, height, origin, made, provenance}."""
+    provenance = picture.provenance or {}
+    return {
+        "id": picture.id,
+        "hash": picture.hash,
+        "prompt": prompt.text if prompt else "",
+        "width": picture.width,
+        "height": picture.height,
+        "origin": "import" if "imported" in provenance else "generated",
+        "made": day(picture.created_at),
+        "provenance": provenance,
+    }
+
+
+def label_row(row: Preference, who: Annotator, prompt: Prompt, study: Study, gone: bool) -> dict:
+    """{id, pair, prompt, annotator, kind, choice, left, seconds, when, created_at, status ("counts", "repeat",
+    "taken back" or "undo"), revokes, study, comparison}."""
+    status = "undo" if row.choice is None else "taken back" if gone else "repeat" if row.repeat else "counts"
+    return {
+        "id": row.id,
+        "pair": row.pair_id,
+        "prompt": prompt.text,
+        "annotator": who.name,
+        "kind": who.kind,
+        "choice": row.choice or "",
+        "left": row.left or "",
+        "seconds": None if row.milliseconds is None else row.milliseconds / 1000,
+        "when": day(row.created_at),
+        "created_at": row.created_at,
+        "status": status,
+        "revokes": row.revokes,
+        "study": study.name,
+        "comparison": row.comparison_id,
+    }

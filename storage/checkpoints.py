@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlmodel import select
 
-from .db import Storage, StorageError
+from .db import Storage, StorageError, only
 from .models import CHECKPOINT_KINDS, Checkpoint, Setting
 
 
@@ -50,12 +50,7 @@ def list_checkpoints(
 ) -> list[Checkpoint]:
     """Newest first."""
     query = select(Checkpoint).order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc())
-    if kind is not None:
-        query = query.where(Checkpoint.kind == kind)
-    if study_id is not None:
-        query = query.where(Checkpoint.study_id == study_id)
-    if job_id is not None:
-        query = query.where(Checkpoint.job_id == job_id)
+    query = only(query, (Checkpoint.kind, kind), (Checkpoint.study_id, study_id), (Checkpoint.job_id, job_id))
     if not include_hidden:
         query = query.where(Checkpoint.hidden.is_(False))
     with store.reader() as session:

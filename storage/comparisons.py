@@ -161,7 +161,7 @@ def next_comparison_pairs(
     excluded = set(exclude)
     with store.reader() as session:
         row = _comparison(session, comparison_id)
-        if row.state != "voting" or len(_counted(session, row)) >= row.plan["votes"]:
+        if row.state != "voting" or len(counted(session, row)) >= row.plan["votes"]:
             return []
         study = study_row(session, row.study_id)
         who = {"comparison": comparison_id, "study": row.study_id, "annotator": annotator_id}
@@ -185,9 +185,14 @@ def comparison_progress(store: Storage, comparison_id: int) -> dict:
     }  # fmt: skip
 
 
-def _counted(session: Session, row: Comparison) -> list[dict]:
+def standing_votes(session: Session, comparison_id: int) -> list[dict]:
+    """Every vote that was not taken back, in order, with whose picture was which: what `result_of` takes."""
+    return [dict(vote) for vote in session.execute(_VOTES, {"comparison": comparison_id}).mappings()]
+
+
+def counted(session: Session, row: Comparison) -> list[dict]:
     """The votes that decide: the first `votes` of the plan among standing answers other than skip."""
-    standing = [dict(vote) for vote in session.execute(_VOTES, {"comparison": row.id}).mappings()]
+    standing = standing_votes(session, row.id)
     last = {(vote["pair_id"], vote["annotator_id"]): vote for vote in standing if vote["choice"] != "skip"}
     return sorted(last.values(), key=lambda vote: vote["id"])[: row.plan["votes"]]
 
@@ -202,12 +207,12 @@ def complete(store: Storage, comparison_id: int) -> Comparison:
             return row
         if row.state != "voting":
             raise LabelError(f"This comparison is {row.state}; only a running one can be completed.")
-        votes = _counted(session, row)
+        votes = counted(session, row)
         if len(votes) < row.plan["votes"] and not row.plan.get("peeking") and _unanswered(session, row):
             raise LabelError(
                 f"{len(votes)} of {row.plan['votes']} planned votes are in; the verdict waits for all of them."
             )
-        row.result = _result(votes)
+        row.result = result_of(votes)
         _close(session, row, "complete")
     return row
 
@@ -251,7 +256,8 @@ def outcome(choice: str, a_is: str) -> str:
     return "a" if choice == a_is else "b"
 
 
-def _result(votes: list[dict]) -> dict:
+def result_of(votes: list[dict]) -> dict:
+    """What the votes come to, as `comparison_results` gives it."""
     rows = [
         {
             "prompt_id": vote["prompt_id"], "prompt": vote["prompt"], "seed": vote["seed"], "pair_id": vote["pair_id"],
@@ -275,7 +281,7 @@ def comparison_results(store: Storage, comparison_id: int) -> dict:
             return row.result
         if row.state != "abandoned" and not row.plan.get("peeking"):
             raise LabelError("The verdict of this comparison is not out yet; finish the planned votes first.")
-        result = _result(_counted(session, row))
+        result = result_of(counted(session, row))
     if row.state != "abandoned":
         for vote in result["votes"]:
             del vote["pair_id"], vote["seed"]

@@ -182,3 +182,11 @@ def backup(path: Path, target: Path) -> Path:
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(target)) as copy:
         source.backup(copy)
     return target
+
+
+def only(query, *wanted: tuple):
+    """The query with a condition `column == value` for each (column, value) given, values of None left out."""
+    for column, value in wanted:
+        if value is not None:
+            query = query.where(column == value)
+    return query

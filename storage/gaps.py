@@ -40,11 +40,12 @@ _LOAD = text("""SELECT g.preference_id, g.tie, sp.split = 'train' AS train, g.ae
     AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = p.id) ORDER BY g.preference_id""")
 
 # decided labels of imported pairs, in order, each with what a scorer needs
-_TO_SCORE = text("""SELECT p.id AS label, p.choice, prompt.text AS prompt, a.hash AS first, b.hash AS second
-    FROM preference p JOIN pair ON pair.id = p.pair_id JOIN prompt ON prompt.id = pair.prompt_id
+_IMPORTED = """FROM preference p JOIN pair ON pair.id = p.pair_id JOIN prompt ON prompt.id = pair.prompt_id
     JOIN picture a ON a.id = pair.first_id JOIN picture b ON b.id = pair.second_id
     WHERE p.study_id = :study AND pair.origin = 'import' AND p.choice IN ('first', 'second', 'tie') AND p.id > :after
-    AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = p.id) ORDER BY p.id LIMIT :limit""")
+    AND NOT EXISTS (SELECT 1 FROM preference r WHERE r.revokes = p.id)"""
+_TO_SCORE = text(f"""SELECT p.id AS label, p.choice, prompt.text AS prompt, a.hash AS first, b.hash AS second
+    {_IMPORTED} ORDER BY p.id LIMIT :limit""")
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,14 @@ def to_score(store: Storage, study_id: int, after: int, limit: int) -> list[dict
     """The next labels of imported pairs behind label `after`: {label, choice, prompt, first, second (paths)}."""
     with store.reader() as session:
         found = session.execute(_TO_SCORE, {"study": study_id, "after": after, "limit": limit}).mappings().all()
-    paths = {digest: store.media.path(digest) for row in found for digest in (row["first"], row["second"])}
-    return [{**row, "first": paths[row["first"]], "second": paths[row["second"]]} for row in found]
+    return [{**row, **{side: store.media.path(row[side]) for side in ("first", "second")}} for row in found]
+
+
+def count_to_score(store: Storage, study_id: int, after: int) -> int:
+    """How many labels to_score would still give."""
+    query = text(f"SELECT COUNT(*) {_IMPORTED}")
+    with store.reader() as session:
+        return session.execute(query, {"study": study_id, "after": after}).scalar()
 
 
 def load(store: Storage, gap_set_id: int) -> Gaps:

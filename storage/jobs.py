@@ -13,7 +13,7 @@ import psutil
 from sqlalchemy import case, delete, update
 from sqlmodel import select
 
-from .db import Storage, StorageError
+from .db import Storage, StorageError, only
 from .models import ENDED, LANES, Job
 
 STALE_SECONDS = 15.0
@@ -146,7 +146,7 @@ def orphans(store: Storage, lane: str | None = None, stale: float = STALE_SECOND
     tells whether their process still works (adopt and watch it) or is gone (adopt, then resume or give up)."""
     query = select(Job).where(Job.state.in_(("running", "stopping")), Job.heartbeat < time.time() - stale)
     with store.reader() as session:
-        return list(session.exec(query if lane is None else query.where(Job.lane == lane)))
+        return list(session.exec(only(query, (Job.lane, lane))))
 
 
 def adopt(store: Storage, job_id: str, worker: str, stale: float = STALE_SECONDS) -> Job | None:
@@ -181,14 +181,11 @@ def list_jobs(
 ) -> list[Job]:  # fmt: skip
     """Newest first."""
     query = select(Job).order_by(Job.created_at.desc(), Job.id).limit(limit)
-    if lane is not None:
-        query = query.where(Job.lane == lane)
+    query = only(query, (Job.lane, lane), (Job.study_id, study_id))
     if kinds is not None:
         query = query.where(Job.kind.in_(list(kinds)))
     if states is not None:
         query = query.where(Job.state.in_(list(states)))
-    if study_id is not None:
-        query = query.where(Job.study_id == study_id)
     with store.reader() as session:
         return list(session.exec(query))
 

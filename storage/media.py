@@ -96,10 +96,14 @@ class Media:
         """Check and store; returns (hash, width, height). The same bytes are stored once."""
         ending, width, height = check_picture(data, name)
         digest = hashlib.sha256(data).hexdigest()
+        self.keep(digest, ending, data)
+        return digest, width, height
+
+    def keep(self, digest: str, ending: str, data: bytes) -> None:
+        """Store a checked picture, unless it is there: only what `check_picture` has passed may come here."""
         target = (self.root / digest[:2] / digest[2:]).with_suffix(ending)
         if not (target.exists() and target.stat().st_size == len(data)):
             write_atomically(target, data)
-        return digest, width, height
 
     def put_image(self, image: Image.Image) -> tuple[str, int, int]:
         """Store a PIL picture as PNG without any metadata (a file must not tell which policy made it)."""

@@ -37,6 +37,14 @@ def store(tmp_path):
 
 
 @pytest.fixture
+def other(tmp_path):
+    """A second lab, to send data to."""
+    opened = storage.open(tmp_path / "other")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
 def lab(store):
     """A Lab without workers on the empty storage."""
     from app.lab import Lab, Settings

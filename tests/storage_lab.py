@@ -4,7 +4,8 @@ import io
 
 from PIL import Image
 
-from storage import labels, media
+from storage import browse, labels, media
+from storage.browse import Filters
 from storage.models import Pair, Picture
 from storage.studies import insert_pair
 
@@ -68,3 +69,15 @@ def answer(store, study, who, pair_id: int, choice: str = "first", key: str | No
 
 
 answer.count = 0
+
+
+def everything(store, study_id: int, kind: str = "labels", **more) -> list[dict]:
+    """All rows of the Data tab's pictures, pairs or labels of a study."""
+    return getattr(browse, kind)(store, Filters(study_id=study_id, **more), 0, 1000)[1]
+
+
+def last(generator) -> dict:
+    """The final report of an import, export or join."""
+    *_, state = generator
+    assert state["finished"]
+    return state

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from worker_lab import TaskInHand
 
 from app import comparisons, worker_compare
 from app.worker_models import Models
@@ -28,24 +29,8 @@ SAMPLER = {"steps": 2, "guidance_scale": 2.0, "eta": 0.0}
 MODELS = Models()
 
 
-class Task:
-    """A job in hand, without its heartbeat thread."""
-
-    def __init__(self, store, job, stop_after=None):
-        self.store, self.job, self.device, self.said = store, job, "cpu", []
-        self.folder = store.runs_dir / job.id
-        self.worker = type("Worker", (), {"models": MODELS})()
-        self.stop_after = stop_after
-
-    @property
-    def stopping(self):
-        return self.stop_after is not None and len(self.said) > self.stop_after
-
-    def say(self, progress, message=None):
-        self.said.append((progress, message))
-
-    def give_way(self, kinds):
-        pass
+def task_for(store, job, stop_after=None):
+    return TaskInHand(store, job, MODELS, stop_after)
 
 
 @pytest.fixture
@@ -64,7 +49,7 @@ def pixels(store, digest: str) -> np.ndarray:
 
 def test_both_policies_draw_what_sample_draws(store, planned):
     row, job = planned
-    result = worker_compare.run(Task(store, job))
+    result = worker_compare.run(task_for(store, job))
     assert result == {"comparison_id": row.id, "pairs": 10}
     assert stored.get_comparison(store, row.id).state == "voting"
     stored.abandon(store, row.id)
@@ -79,7 +64,7 @@ def test_both_policies_draw_what_sample_draws(store, planned):
 
 def test_sides_and_order_are_drawn_by_lot(store, planned):
     row, job = planned
-    worker_compare.run(Task(store, job))
+    worker_compare.run(task_for(store, job))
     who = studies.annotator(store, "Ada")
     asked = stored.next_comparison_pairs(store, row.id, who.id, 20)
     stored.abandon(store, row.id)
@@ -98,11 +83,11 @@ def test_sides_and_order_are_drawn_by_lot(store, planned):
 def test_stop_and_resume_doubles_nothing(store, planned):
     row, job = planned
     with pytest.raises(Stopped):
-        worker_compare.run(Task(store, job, stop_after=1))
+        worker_compare.run(task_for(store, job, stop_after=1))
     made = comparisons_made(store, row.id)
     assert 0 < made < 10
     assert stored.get_comparison(store, row.id).state == "preparing"
-    task = Task(store, job)
+    task = task_for(store, job)
     worker_compare.run(task)
     assert comparisons_made(store, row.id) == 10
     assert (made / 10, f"{made} of 10 pairs") in task.said
@@ -136,7 +121,7 @@ def test_judge_scores_wait_for_the_verdict(lab, store, monkeypatch):
         store, study.id, *policies, prompts=[*scenes, "a tax return"], seeds=[1], votes=4, sampler=SAMPLER
     )
     job = jobs.submit(store, "compare", "interactive", {"comparison_id": row.id}, study_id=study.id)
-    worker_compare.run(Task(store, job))
+    worker_compare.run(task_for(store, job))
     assert len(json.loads((store.runs_dir / job.id / comparisons.JUDGE_FILE).read_text())) == 6
     assert comparisons.judged(lab, stored.get_comparison(store, row.id)) == {}
     who = studies.annotator(store, "Ada")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from worker_lab import TaskInHand
 
 import lpo.search
 from app import traces, worker_trace
@@ -26,24 +27,9 @@ CONFIG = TraceConfig(
 )
 
 
-class Task:
-    """A job in hand, without its heartbeat thread."""
-
-    def __init__(self, store, request, stop_after=None):
-        self.store, self.device, self.said = store, "cpu", []
-        self.job = jobs.submit(store, "trace", "interactive", request)
-        self.worker = type("Worker", (), {"models": MODELS})()
-        self.stop_after = stop_after
-
-    @property
-    def stopping(self):
-        return self.stop_after is not None and len(self.said) > self.stop_after
-
-    def say(self, progress, message=None):
-        self.said.append((progress, message))
-
-    def beat(self):
-        pass
+def task_for(store, wanted, stop_after=None):
+    """A trace job in hand for this request."""
+    return TaskInHand(store, jobs.submit(store, "trace", "interactive", wanted), MODELS, stop_after)
 
 
 def request(config=CONFIG, lrms=(("golden", LRM),), policy=POLICY):
@@ -67,7 +53,7 @@ def other_lrm(tmp_path_factory):
 
 def test_curves_are_the_lrms_scores_and_siblings_enclose_them(store):
     wanted = request()
-    task = Task(store, wanted)
+    task = task_for(store, wanted)
     worker_trace.run(task)
     lrm = LatentRewardModel.from_pretrained(LRM, BASE, "cpu")
     for curve, item in zip(traces.curves(store, wanted["traces"], wanted["lrms"], 4), wanted["traces"], strict=True):
@@ -87,12 +73,12 @@ def test_curves_are_the_lrms_scores_and_siblings_enclose_them(store):
 
 
 def test_a_new_lrm_scores_the_stored_trace_without_sampling(store, other_lrm, monkeypatch):
-    worker_trace.run(Task(store, request()))
+    worker_trace.run(task_for(store, request()))
     before = {p: p.stat().st_mtime_ns for p in store.traces_dir.rglob("trace.safetensors")}
     monkeypatch.setattr(worker_trace, "_sample", lambda *a: pytest.fail("it was sampled again"))
     both = request(lrms=(("golden", LRM), ("other", other_lrm)))
     assert not traces.complete(store, both["traces"], [LRM, other_lrm])
-    worker_trace.run(Task(store, both))
+    worker_trace.run(task_for(store, both))
     assert traces.complete(store, both["traces"], [LRM, other_lrm])
     assert before == {p: p.stat().st_mtime_ns for p in store.traces_dir.rglob("trace.safetensors")}
     curves = traces.curves(store, both["traces"], both["lrms"], 4)
@@ -105,11 +91,11 @@ def test_scores_from_the_file_are_those_taken_while_sampling(store, other_lrm, t
     import storage
 
     both = request(lrms=(("golden", LRM), ("other", other_lrm)))
-    worker_trace.run(Task(store, both))
+    worker_trace.run(task_for(store, both))
     live = traces.curves(store, both["traces"], [("other", other_lrm)], 4)
     second = storage.open(tmp_path / "second")
-    worker_trace.run(Task(second, request()))
-    worker_trace.run(Task(second, both))
+    worker_trace.run(task_for(second, request()))
+    worker_trace.run(task_for(second, both))
     later = traces.curves(second, both["traces"], [("other", other_lrm)], 4)
     second.close()
     for a, b in zip(live, later, strict=True):
@@ -123,12 +109,12 @@ def test_scores_from_the_file_are_those_taken_while_sampling(store, other_lrm, t
 def test_a_stopped_trace_shows_its_steps_and_can_be_done_again(store):
     wanted = request()
     with pytest.raises(Stopped):
-        worker_trace.run(Task(store, wanted, stop_after=2))
+        worker_trace.run(task_for(store, wanted, stop_after=2))
     partial = traces.curves(store, wanted["traces"], wanted["lrms"], 4)
     assert [len(c["steps"]) for c in partial] == [2, 2]
     assert all(s["score"] is not None for c in partial for s in c["steps"])
     assert not traces.complete(store, wanted["traces"], [LRM])
-    worker_trace.run(Task(store, wanted))
+    worker_trace.run(task_for(store, wanted))
     assert traces.complete(store, wanted["traces"], [LRM])
 
 
@@ -139,7 +125,7 @@ def test_an_lrm_of_another_latent_space_is_refused_with_one_sentence(store, monk
         lambda lrm, base: {**load_policy(Policy(BASE), "cpu").fingerprint(), "channels": 16},
     )
     with pytest.raises(ConfigError, match="16 against 4 latent channels"):
-        worker_trace.run(Task(store, request()))
+        worker_trace.run(task_for(store, request()))
 
 
 def test_keys_name_what_is_sampled_and_nothing_else(tmp_path):
@@ -190,7 +176,7 @@ def test_weights_changed_in_place_are_another_key(tmp_path):
 def test_a_search_is_followed_with_its_candidates_live_and_by_a_new_lrm(store, other_lrm, search):
     policy = to_dict(Policy(BASE, search=search))
     wanted = request(policy=policy)
-    task = Task(store, wanted)
+    task = task_for(store, wanted)
     worker_trace.run(task)
     lrm = LatentRewardModel.from_pretrained(LRM, BASE, "cpu")
     for curve, item in zip(traces.curves(store, wanted["traces"], wanted["lrms"], 4), wanted["traces"], strict=True):
@@ -209,24 +195,24 @@ def test_a_search_is_followed_with_its_candidates_live_and_by_a_new_lrm(store, o
     progress = [p for p, _ in task.said]
     assert progress == sorted(progress) and progress[-1] == 1.0
     again = request(policy=policy, lrms=(("golden", LRM), ("other", other_lrm)))
-    worker_trace.run(Task(store, again))
+    worker_trace.run(task_for(store, again))
     later = traces.curves(store, again["traces"], [("other", other_lrm)], 4)
     assert all(sum("low" in s for s in c["steps"]) >= 3 for c in later)
     told = traces.costs(later, [policy], wanted["traces"], 5.0)
     spent = "8 network evaluations + 12 latents" if search.method == "steps" else "32 network evaluations + 4 latents"
     assert told == f"A picture takes {spent} scored (base)."
     plain = request()
-    worker_trace.run(Task(store, plain))
+    worker_trace.run(task_for(store, plain))
     assert traces.costs(traces.curves(store, plain["traces"], plain["lrms"], 4), [POLICY], plain["traces"], 5.0) == ""
 
 
 def test_a_search_whose_lrm_judges_another_latent_space_is_refused(store):
     with pytest.raises(ConfigError, match="The LRM scenes does not share the latent space"):
-        worker_trace.run(Task(store, request(policy=to_dict(Policy(BASE, search=Search("steps", "scenes"))))))
+        worker_trace.run(task_for(store, request(policy=to_dict(Policy(BASE, search=Search("steps", "scenes"))))))
 
 
 def test_thumbnails_are_asked_by_key_only(store):
-    worker_trace.run(Task(store, request()))
+    worker_trace.run(task_for(store, request()))
     item = request()["traces"][0]
     ask = traces.thumbnails(store)
     got = ask({"trace": item["key"], "steps": [0, 4, 9], "size": 16})

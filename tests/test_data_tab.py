@@ -4,15 +4,22 @@ import time
 import zipfile
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
+from storage_lab import picture_bytes
+from worker_lab import TaskInHand
 
-from app import browse, story, worker_data
-from app.browse import Filters
+from app import data_routes, story, worker_data
+from app.lab import Lab, Settings
 from app.tabs import data, data_exchange
 from app.worker_task import Stopped
-from storage import comparisons, labels, media, studies
+from storage import browse, comparisons, labels, media, stories, studies
 from storage import jobs as queue
+from storage.browse import Filters
 
 PROVENANCE = {
     "policy": {"base": "scenes", "adapters": []},
@@ -99,13 +106,13 @@ def test_pictures_and_labels(store, filled):
 
 
 def test_story_shows_history_and_escapes(store, filled):
-    found = browse.pair_story(store, filled.pairs[3].id)
+    found = stories.pair_story(store, filled.pairs[3].id)
     html = story.pair_html(found)
     assert "a red ball &lt;b&gt;" in html and "<b>a red" not in html and "ball <b>" not in html
     assert 'class="st-gone"' in html and "takes back row" in html
     assert "guidance_scale" in html and "scenes" in html
-    assert browse.pair_story(store, 999) is None
-    one = browse.picture_story(store, found["first"]["id"])
+    assert stories.pair_story(store, 999) is None
+    one = stories.picture_story(store, found["first"]["id"])
     assert one["pairs"] == [filled.pairs[3].id]
     assert f"pair {filled.pairs[3].id}" in story.picture_html(one)
 
@@ -135,7 +142,7 @@ def test_blind_pictures_stay_hidden_everywhere(store, filled):
     assert len(shown) == 11  # the old picture with the same file is hidden too
     assert browse.hidden(store) == (5, 2)
     assert not {item["pair_id"] for item in asked} & set(ids(browse.pairs(store, Filters(), 0, 500)))
-    assert all(browse.pair_story(store, item["pair_id"]) is None for item in asked)
+    assert all(stories.pair_story(store, item["pair_id"]) is None for item in asked)
     for item in asked:
         labels.vote(
             store,
@@ -166,32 +173,20 @@ def test_listing_pages_and_sentences(lab, store, filled):
     assert "agreement with oneself" in head
 
 
-def task_for(store, job, stopping=False):
-    said = []
-    return SimpleNamespace(
-        store=store,
-        job=job,
-        folder=store.runs_dir / job.id,
-        stopping=stopping,
-        said=said,
-        say=lambda share, message: said.append((share, message)),
-    )
-
-
 @pytest.mark.parametrize(("kind", "rows"), [("zip", 6), ("parquet", 4)])  # parquet: one row an answer
 def test_export_then_import_into_a_new_study(lab, store, filled, tmp_path, kind, rows):
     job = queue.get(store, data_exchange.start_export(lab, filled.study.id, kind))
-    result = worker_data.run(task_for(store, job))
+    result = worker_data.run(TaskInHand(store, job))
     assert result["done"] == rows
     exported = store.runs_dir / job.id / result["path"]
     assert exported.stat().st_size == result["bytes"]
     upload = tmp_path / f"../{'My data'}.{kind}"
     upload.write_bytes(exported.read_bytes())
     other = studies.create_study(store, "Other", salt="scenes")
-    job = queue.get(store, data_exchange.start_import(lab, str(upload), other.id))
+    job = queue.get(store, data_exchange.start_import(lab, [str(upload)], "", other.id))
     waiting = store.cache_dir / "uploads" / job.config["upload"]
     assert [file.name for file in waiting.iterdir()] == [f"My data.{kind}"]
-    result = worker_data.run(task_for(store, job))
+    result = worker_data.run(TaskInHand(store, job))
     assert (result["done"], sum(result["rejected"].values())) == (rows, 0)
     assert result["labels"] > 0
     assert not waiting.exists()
@@ -200,27 +195,27 @@ def test_export_then_import_into_a_new_study(lab, store, filled, tmp_path, kind,
 
 def test_hostile_and_wrong_uploads(lab, store, filled, tmp_path):
     with pytest.raises(ValueError, match="No file is chosen"):
-        data_exchange.start_import(lab, None, None)
+        data_exchange.start_import(lab, None, " ", None)
     wrong = tmp_path / "notes.txt"
     wrong.write_text("hello")
     with pytest.raises(ValueError, match=r"notes.txt is not a .zip or .parquet file"):
-        data_exchange.start_import(lab, str(wrong), None)
+        data_exchange.start_import(lab, [str(wrong)], "", None)
     evil = tmp_path / "evil.zip"
     with zipfile.ZipFile(evil, "w") as archive:
         archive.writestr("../../outside.txt", "x")
         line = '{"prompt": "p", "first": "../../etc/passwd", "second": "a.png", "choice": "first"}'
         archive.writestr("pairs.jsonl", line + "\n{oops\n")
-    job = queue.get(store, data_exchange.start_import(lab, str(evil), None))
-    result = worker_data.run(task_for(store, job))
+    job = queue.get(store, data_exchange.start_import(lab, [str(evil)], "", None))
+    result = worker_data.run(TaskInHand(store, job))
     assert result["pairs"] == 0 and sum(result["rejected"].values()) == 2
     assert not (tmp_path / "outside.txt").exists()
-    report = data_exchange._report(result)
+    report = data_exchange._report(result, "0" * 32)
     assert "2 rejected" in report and "row 1" in report
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 nonsense")
-    job = queue.get(store, data_exchange.start_import(lab, str(broken), None))
+    job = queue.get(store, data_exchange.start_import(lab, [str(broken)], "", None))
     with pytest.raises(ValueError):
-        worker_data.run(task_for(store, job))
+        worker_data.run(TaskInHand(store, job))
     assert not (store.cache_dir / "uploads" / job.config["upload"]).exists()
     with pytest.raises(ValueError, match="choose the file again"):
         worker_data.uploads(store, "../../etc")
@@ -228,32 +223,91 @@ def test_hostile_and_wrong_uploads(lab, store, filled, tmp_path):
 
 def test_stopped_import_keeps_its_upload(lab, store, filled, monkeypatch):
     job = queue.get(store, data_exchange.start_export(lab, filled.study.id, "zip"))
-    result = worker_data.run(task_for(store, job))
+    result = worker_data.run(TaskInHand(store, job))
     exported = store.runs_dir / job.id / result["path"]
-    job = queue.get(store, data_exchange.start_import(lab, str(exported), None))
-    halfway = {"done": 3, "total": 6, "pairs": 0, "finished": False}
+    job = queue.get(store, data_exchange.start_import(lab, [str(exported)], "", None))
+    halfway = {"done": 3, "total": 6, "pairs": 0, "rejected": {}, "left_s": 7.0, "finished": False}
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(worker_data, "import_data", lambda *_: iter([halfway]))
-        worker_data.run(task_for(store, job, stopping=True))
+        worker_data.run(TaskInHand(store, job, stop_after=0))
     assert (store.cache_dir / "uploads" / job.config["upload"]).exists()
-    assert worker_data.run(task_for(store, job))["finished"]
+    assert worker_data.run(TaskInHand(store, job))["finished"]
 
 
 def test_download_route(lab, store, filled):
-    from fastapi import FastAPI
-    from fastapi.testclient import TestClient
-
-    from app import data_routes
-
     server = FastAPI()
     server.include_router(data_routes.router(lab))
     client = TestClient(server)
     job_id = data_exchange.start_export(lab, filled.study.id, "zip")
     assert client.get(f"/exports/{job_id}").status_code == 404  # not written yet
     job = queue.claim(store, "data", "w")
-    queue.finish(store, job.id, "w", worker_data.run(task_for(store, job)))
+    queue.finish(store, job.id, "w", worker_data.run(TaskInHand(store, job)))
     answer = client.get(f"/exports/{job_id}")
     assert answer.status_code == 200 and "Tastes.zip" in answer.headers["content-disposition"]
     for name in ("nothing", "0" * 32, "..%2f..%2flab.sqlite"):
         assert client.get(f"/exports/{name}").status_code == 404
     assert "Download" in data_exchange.progress(lab)[0]
+
+
+def small_parquet(path, numbers):
+    """Pick-a-Pic rows; numbers below 0 have no caption."""
+    rows = [
+        {
+            "caption": None if n < 0 else "a cat", "label_0": 1.0, "label_1": 0.0,
+            "jpg_0": picture_bytes(2 * abs(n)), "jpg_1": picture_bytes(2 * abs(n) + 1),
+        }
+        for n in numbers
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_several_parts_are_one_import(lab, store, tmp_path):
+    parts = [small_parquet(tmp_path / f"train-{n}.parquet", [2 * n, 2 * n + 1]) for n in range(2)]
+    job = queue.get(store, data_exchange.start_import(lab, parts[::-1], "", None))
+    result = worker_data.run(TaskInHand(store, job))
+    assert (result["done"], result["pairs"]) == (4, 4)
+    assert not (store.cache_dir / "uploads" / job.config["upload"]).exists()
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"choose \.parquet files only"):
+        data_exchange.start_import(lab, [parts[0], str(tmp_path / "a.zip")], "", None)
+
+
+def test_a_path_on_this_machine(lab, store, tmp_path):
+    path = small_parquet(tmp_path / "big.parquet", [1, -2, 3])
+    job = queue.get(store, data_exchange.start_import(lab, None, f" {path} ", None))
+    task = TaskInHand(store, job)
+    assert worker_data.run(task)["pairs"] == 2
+    assert (tmp_path / "big.parquet").exists()  # not ours to delete
+    assert task.said[0][1].startswith("3 of 3 rows read, 2 pairs are new, 1 rejected; about")
+    with pytest.raises(ValueError, match="There is no file or folder"):
+        data_exchange.start_import(lab, None, str(tmp_path / "gone"), None)
+
+
+def test_a_lab_that_others_can_reach_reads_its_inbox_only(store, tmp_path):
+    path = small_parquet(tmp_path / "secret.parquet", [1])
+    public = Lab(store, Settings(data_dir=store.data_dir, host="0.0.0.0", workers=False))
+    inbox = store.data_dir / "inbox"
+    inbox.mkdir()
+    (inbox / "link.parquet").symlink_to(path)
+    for text in (path, "../../secret.parquet", "link.parquet"):
+        with pytest.raises(ValueError, match=r"only what lies in .*inbox is read"):
+            data_exchange.start_import(public, None, text, None)
+    small_parquet(inbox / "mine.parquet", [1])
+    assert data_exchange.start_import(public, None, "mine.parquet", None)
+
+
+def test_rejected_rows_can_be_downloaded(lab, store, tmp_path):
+    server = FastAPI()
+    server.include_router(data_routes.router(lab))
+    client = TestClient(server)
+    job_id = data_exchange.start_import(lab, [small_parquet(tmp_path / "a.parquet", [1, -2, -3, 4])], "", None)
+    assert client.get(f"/imports/{job_id}/rejected.csv").status_code == 404
+    job = queue.claim(store, "data", "w")
+    assert "data-act" in data_exchange.progress(lab)[0]
+    queue.finish(store, job.id, "w", worker_data.run(TaskInHand(store, job)))
+    got = client.get(f"/imports/{job_id}/rejected.csv")
+    assert got.text.splitlines() == ["row,reason", "2,the row has no caption", "3,the row has no caption"]
+    assert "a-parquet-rejected.csv" in got.headers["content-disposition"]
+    assert f"imports/{job_id}/rejected.csv" in data_exchange.progress(lab)[0]
+    assert client.get(f"/exports/{job_id}").status_code == 404

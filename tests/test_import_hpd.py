@@ -5,10 +5,10 @@ import zipfile
 from itertools import combinations
 
 import pytest
-from storage_lab import picture_bytes
+from storage_lab import everything, last, picture_bytes
 
 import storage
-from storage import browse, exchange, labels
+from storage import exchange, labels
 from storage.exchange import ExchangeError, hpd_in
 
 TRAIN = {"prompt": "a red boat", "image_path": ["0.png", "1.png"], "human_preference": [1, 0]}
@@ -31,22 +31,16 @@ def write(folder, entries, name="train.json"):
     return folder / name
 
 
-def last(generator):
-    *_, state = generator
-    assert state["finished"]
-    return state
-
-
 def answers(store, study_id) -> dict[tuple[str, str, str], str]:
     """{(prompt, first, second: names of files): annotator and choice}."""
     files = {}
-    for row in browse.browse_pictures(store, study_id, size=500)["rows"]:
+    for row in everything(store, study_id, "pictures"):
         files[row["prompt"], row["hash"]] = row["provenance"]["file"]
     return {
         (row["annotator"], row["prompt"], files[row["prompt"], row["first"]], files[row["prompt"], row["second"]]): row[
             "choice"
         ]
-        for row in browse.browse_labels(store, study_id, size=500)["rows"]
+        for row in everything(store, study_id)
     }
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 from PIL import Image
 from sqlalchemy import text
-from storage_lab import add_pairs, answer
+from storage_lab import add_pairs, answer, everything
 
 from storage import browse, comparisons, exchange, labels
+from storage.browse import Filters
 from storage.labels import LabelError
 
 PROMPTS = [f"a red circle number {number}" for number in range(6)]
@@ -115,13 +116,13 @@ def test_nothing_tells_before_the_verdict(store, study, anna, tmp_path):
     assert item.keys() == queued.keys()
     answer(store, study, anna, item["pair_id"])
     hidden = set(truth(store, row))
-    everything = [
+    found = [
         labels.next_pairs(store, study.id, anna.id, 50), labels.effective(store, study.id),
         labels.training_pairs(store, study.id), labels.counts(store, study.id), labels.agreement(store, study.id),
-        browse.browse_pictures(store, study.id), browse.browse_pairs(store, study.id),
-        browse.browse_labels(store, study.id), comparisons.comparison_progress(store, row.id),
+        *(everything(store, study.id, kind) for kind in ("pictures", "pairs", "labels")),
+        comparisons.comparison_progress(store, row.id),
     ]  # fmt: skip
-    told = json.dumps(everything)
+    told = json.dumps(found)
     assert "secret" not in told and "plain base" not in told and item["first"] not in told
     assert not hidden & {pair["pair_id"] for pair in labels.next_pairs(store, study.id, anna.id, 50)}
     for ask in (comparisons.comparison_results, comparisons.comparison_pairs):
@@ -141,9 +142,9 @@ def test_a_file_of_a_running_comparison_is_hidden_wherever_it_appears(store, stu
     fill(store, row)
     asked = labels.add_prompts(store, study.id, [PROMPTS[0]])[0]
     twin = media.add_picture(store, picture(1, PROMPTS[0], 0), prompt_id=asked.id, provenance=B)
-    assert twin.id not in {each["id"] for each in browse.browse_pictures(store, study.id)["rows"]}
+    assert twin.id not in {each["id"] for each in everything(store, study.id, "pictures")}
     comparisons.abandon(store, row.id)
-    assert twin.id in {each["id"] for each in browse.browse_pictures(store, study.id)["rows"]}
+    assert twin.id in {each["id"] for each in everything(store, study.id, "pictures")}
 
 
 def test_the_verdict_counts_the_planned_votes_by_prompt(store, study, anna):
@@ -303,20 +304,17 @@ def test_browsing_filters_and_pages(store, study, anna):
     answer(store, study, judge, pairs[0].id)
     answer(store, study, anna, pairs[1].id)
     labels.undo(store, study.id, anna.id, "u")
-    page = browse.browse_pairs(store, study.id, size=4, page=3)
-    assert (page["total"], page["pages"], page["page"], len(page["rows"])) == (10, 3, 3, 2)
-    assert browse.browse_pairs(store, study.id, size=4, page=99)["page"] == 3
-    assert [row["id"] for row in browse.browse_pairs(store, study.id, labelled=True)["rows"]] == [pairs[0].id]
-    assert browse.browse_pairs(store, study.id, labelled=False)["total"] == 9
-    assert browse.browse_pairs(store, study.id, prompt="NUMBER 3")["total"] == 2
-    assert browse.browse_pairs(store, study.id, prompt="%")["total"] == 0
-    assert browse.browse_pictures(store, study.id)["total"] == 20
-    assert browse.browse_pictures(store, study.id, imported=True)["total"] == 0
-    splits = [browse.browse_pictures(store, study.id, split=split)["total"] for split in ("train", "heldout")]
-    assert sum(splits) == 20
-    assert browse.browse_labels(store, study.id)["total"] == 4
-    (row,) = browse.browse_labels(store, study.id, simulated=True)["rows"]
-    assert (row["annotator"], row["simulated"], row["choice"]) == ("judge", True, "first")
-    assert browse.browse_labels(store, study.id, annotator_id=anna.id, choice="tie")["total"] == 1
-    (row,) = browse.browse_labels(store, study.id, revoked=True)["rows"]
-    assert row["pair_id"] == pairs[1].id and row["revoked"]
+    mine = {"store": store, "study_id": study.id}
+    total, rows = browse.pairs(store, Filters(study_id=study.id), 2, 4)
+    assert (total, len(rows)) == (10, 2)
+    assert len(everything(**mine, kind="pairs", choice="unlabelled")) == 9
+    assert len(everything(**mine, kind="pairs", text="NUMBER 3")) == 2
+    assert len(everything(**mine, kind="pairs", text="%")) == 0
+    assert len(everything(**mine, kind="pictures")) == 20
+    assert len(everything(**mine, kind="pictures", origin="import")) == 0
+    assert sum(len(everything(**mine, kind="pictures", split=split)) for split in ("train", "heldout")) == 20
+    assert len(everything(**mine)) == 4
+    (row,) = (each for each in everything(**mine) if each["kind"] == "simulated")
+    assert (row["annotator"], row["choice"]) == ("judge", "first")
+    (row,) = (each for each in everything(**mine) if each["status"] == "taken back")
+    assert row["pair"] == pairs[1].id

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import text
-from storage_lab import add_pairs, answer, picture_bytes
+from storage_lab import add_pairs, answer, everything, last, picture_bytes
 
 import storage
-from storage import browse, exchange, labels
+from storage import exchange, labels
 from storage.exchange import ExchangeError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,27 +38,14 @@ def study(store):
     return study
 
 
-@pytest.fixture
-def other(tmp_path):
-    opened = storage.open(tmp_path / "other")
-    yield opened
-    opened.close()
-
-
-def last(generator):
-    *_, state = generator
-    assert state["finished"]
-    return state
-
-
 def meaning(store, study_id, history=False):
     """What a study says, without ids."""
     names = {who.id: (who.name, who.kind) for who in labels.list_annotators(store)}
-    lines = browse.browse_labels(store, study_id, size=500)["rows"]
+    lines = everything(store, study_id)
     effective = {row["id"] for row in labels.effective(store, study_id)}
     return Counter(
-        (row["prompt"], row["first"], row["second"], row["choice"], row["left"], row["milliseconds"], row["annotator"],
-         row["simulated"], row["revoked"] if history else None, round(row["created_at"], 5))
+        (row["prompt"], row["first"], row["second"], row["choice"], row["left"], row["seconds"], row["annotator"],
+         row["kind"], row["status"] if history else None, round(row["created_at"], 5))
         for row in lines
         if history or row["id"] in effective
     ), set(names.values())  # fmt: skip
@@ -78,8 +65,8 @@ def test_a_study_goes_out_and_comes_back_whole(store, study, other, tmp_path, na
         assert [line[key] for line in labels.training_pairs(other, copy.id)] == [
             line[key] for line in labels.training_pairs(store, study.id)
         ]
-    provenance = [row["provenance"] for row in browse.browse_pictures(other, copy.id, size=500)["rows"]]
-    assert provenance == [row["provenance"] for row in browse.browse_pictures(store, study.id, size=500)["rows"]]
+    provenance = [row["provenance"] for row in everything(other, copy.id, "pictures")]
+    assert provenance == [row["provenance"] for row in everything(store, study.id, "pictures")]
 
     again = last(exchange.import_data(other, tmp_path / name))
     assert (again["study_id"], again["pairs"], again["labels"], again["duplicates"]) == (copy.id, 0, 0, 8)
@@ -171,6 +158,12 @@ def test_pick_a_pic_columns_go_out_and_come_back(store, study, other, tmp_path):
         "image_1_url, jpg_0, jpg_1, label_0, label_1, model_0, model_1, ranking_id, user_id, num_example_per_prompt"
     )
     assert ", ".join(list(table[0])[:18]) == wanted
+    schema = pq.read_schema(tmp_path / "out.parquet")
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]  # what `datasets` goes by
+    assert list(features) == schema.names and {each["_type"] for each in features.values()} == {"Value"}
+    for name, dtype in (("jpg_0", "binary"), ("label_0", "float64"), ("caption", "string"), ("user_id", "int64"),
+                        ("has_label", "bool"), ("created_at", "timestamp[us]")):  # fmt: skip
+        assert features[name]["dtype"] == dtype
     lines = {line["id"]: line for line in labels.effective(store, study.id)}
     for row in table:
         choice = lines[row["ranking_id"]]["choice"]
@@ -233,7 +226,7 @@ def test_foreign_pick_a_pic_rows_and_their_faults(other, tmp_path):
     assert len(state["examples"]) == 6 and state["examples"][0].startswith("row 4: ")
     assert labels.get_study(other, state["study_id"]).base == "sd15"
     assert {who.name for who in labels.list_annotators(other)} == {"Pick-a-Pic user 7", "Pick-a-Pic user 8"}
-    pictures = browse.browse_pictures(other, state["study_id"], imported=True)["rows"]
+    pictures = everything(other, state["study_id"], "pictures", origin="import")
     assert len(pictures) == 6 and pictures[0]["provenance"]["model"] in ("SDXL", "SD2")
 
 
@@ -429,7 +422,7 @@ def test_bad_labels_are_counted_and_the_pair_is_kept(other, tmp_path, bad):
 
 
 def test_an_import_cannot_undo_labels_of_other_pairs(store, study, tmp_path):
-    victim = browse.browse_labels(store, study.id)["rows"][0]
+    victim = everything(store, study.id)[0]
     with store.reader() as session:
         key = session.execute(text("SELECT client_key FROM preference WHERE id = :i"), {"i": victim["id"]}).scalar()
     before = labels.effective(store, study.id)
@@ -513,3 +506,22 @@ def test_memory_follows_the_batch_and_not_the_file(tmp_path):
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
     pairs, megabytes = map(int, out.split())
     assert pairs == 23 and megabytes < 40
+
+
+def test_the_command_line_imports_exports_and_says_why(tmp_path, capsys):
+    from storage.exchange.__main__ import main
+
+    path = write_parquet(tmp_path / "a.parquet", [foreign(0), foreign(1, caption=None), foreign(2)])
+    lab = ["--data-dir", str(tmp_path / "lab")]
+    assert main(["import", str(path), *lab, "--base", "sd15", "--rejected", str(tmp_path / "why.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "3 of 3 rows, 2 new pairs, 2 new labels, 0 already here, 1 rejected" in said and "study 1" in said
+    assert (tmp_path / "why.csv").read_text().splitlines() == ["row,reason", "2,the row has no caption"]
+    for name in ("out.zip", "out.parquet", "out"):
+        assert main(["export", "--study", "1", "--out", str(tmp_path / name), *lab]) == 0
+        assert (tmp_path / name).exists()
+    capsys.readouterr()
+    for wrong in (["import", str(tmp_path / "gone.zip")], ["export", "--study", "9", "--out", str(tmp_path / "x")]):
+        assert main([*wrong, *lab]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: There is no") and error.count("\n") == 1

@@ -5,9 +5,9 @@ from html import escape
 import gradio as gr
 
 from app import comparisons
-from app.browse import day
 from app.lab import Lab
 from storage import comparisons as stored
+from storage.browse import day
 
 STYLE = """
 table { width: 100%; border-collapse: collapse; font-size: 13px; }

@@ -7,11 +7,11 @@ a blind vote stay out of sight until its verdict.
 import gradio as gr
 from gradio.context import Context
 
-from app import browse, story
+from app import story
 from app.components.browser import browser
 from app.lab import Lab
-from app.tabs import data_exchange
-from storage import answers, studies
+from app.tabs import data_exchange, data_filter
+from storage import answers, browse, stories, studies
 
 KINDS = ("Pictures", "Pairs", "Labels")
 PAGE_SIZES = {"Pictures": 48, "Pairs": 18, "Labels": 30}
@@ -54,6 +54,7 @@ def build(lab: Lab) -> None:
             items = browser("data-browser")
         with gr.Column(scale=2, min_width=320):
             detail = gr.HTML(HINT, css_template=story.STYLE, apply_default_css=False, elem_id="data-detail")
+    filter_opened = data_filter.build(lab)
     exchange = data_exchange.build(lab)
 
     filters = [kind, text, study, annotator, who, choice, split, origin, since, until]
@@ -78,9 +79,9 @@ def build(lab: Lab) -> None:
 
     def tell(event: gr.EventData):
         if event.kind == "pair":
-            found = browse.pair_story(lab.store, int(event.item))
+            found = stories.pair_story(lab.store, int(event.item))
             return story.pair_html(found) if found else HINT
-        found = browse.picture_story(lab.store, int(event.item))
+        found = stories.picture_story(lab.store, int(event.item))
         return story.picture_html(found) if found else HINT
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
@@ -92,6 +93,7 @@ def build(lab: Lab) -> None:
     opened = tab.select(enter, study, [head, study, annotator, origin], **quiet)
     opened.then(look, [page, *filters], shown, **quiet)
     opened.then(exchange.refresh, None, exchange.outputs, **quiet)
+    filter_opened(opened)
 
 
 def listed(lab: Lab, number: int, kind, text, study, annotator, who, choice, split, origin, since, until):
@@ -135,14 +137,14 @@ def listed(lab: Lab, number: int, kind, text, study, annotator, who, choice, spl
 
 def overview(lab: Lab, study_id: int | None) -> str:
     """The numbers at the head of the tab, as HTML."""
-    total = browse.totals(lab.store, study_id)
+    total = stories.totals(lab.store, study_id)
     tiles = [
         (f"{total['pictures']:,}", "pictures", f"{total['pairs']:,} pairs"),
         (f"{total['prompts']:,}", "prompts", f"{total['heldout']:,} held out"),
     ]
     if study_id is not None:
         tiles += _label_tiles(lab, study_id)
-    use = browse.disk_use(lab.store)
+    use = stories.disk_use(lab.store)
     parts = ", ".join(f"{name} {story.megabytes(size)}" for name, size in use.items() if size > 2**20)
     tiles.append((story.megabytes(sum(use.values())), "on disk", parts))
     return story.numbers(tiles)

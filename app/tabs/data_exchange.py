@@ -3,29 +3,37 @@
 Uploads are hostile: a file goes into a folder of our own naming, and `storage/exchange` checks every row.
 """
 
-import re
-import shutil
-import uuid
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 import gradio as gr
 
-from app import jobs
+from app import jobs, uploads
 from app.lab import Lab
 from app.story import megabytes
+from storage.jobs import JobError
 
 FORMATS = [("JSONL and pictures (zip)", "zip"), ("Pick-a-Pic parquet", "parquet")]
 ENDINGS = (".zip", ".parquet")
 NEW = ("a study of its own", 0)
 ENDED = ("done", "failed", "stopped", "cancelled")
+KINDS = ("import", "export", "gaps")
+ACTIONS = {"stop": jobs.stop, "resume": jobs.resume}
+WANTED = "choose a .zip exported by a lab, HPDv2 as a .zip, or one or more Pick-a-Pic .parquet files"
+SELECT = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-act]');
+  if (button) trigger('select', { act: button.dataset.act, job: button.dataset.job });
+});"""
 STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 td { padding: 6px 10px 6px 0; border-top: 1px solid var(--border-color-primary); vertical-align: top; }
 small, .ex-quiet { color: var(--body-text-color-subdued); }
 details { margin-top: 3px; }
 ul { margin: 2px 0 2px 18px; padding: 0; }
+progress { width: 180px; height: 8px; vertical-align: middle; margin-right: 8px; }
+button { border: 1px solid var(--border-color-primary); background: none; color: inherit; border-radius: 4px;
+  font-size: 12px; padding: 0 8px; margin-left: 8px; cursor: pointer; }
+button:hover { border-color: var(--color-accent); }
 """
 
 
@@ -54,11 +62,21 @@ def build(lab: Lab) -> Exchange:
             with gr.Column(min_width=320):
                 into = gr.Dropdown([NEW], value=0, label="import into", elem_id="data-import-study")
                 upload = gr.File(
-                    label="file (.zip or .parquet)", file_types=list(ENDINGS), height=150, elem_id="data-import-file"
+                    label="file (.zip, or .parquet: one or all parts)",
+                    file_types=list(ENDINGS),
+                    file_count="multiple",
+                    height=110,
+                    elem_id="data-import-file",
+                )
+                path = gr.Textbox(
+                    label="or a path on the machine that runs the lab",
+                    placeholder="/data/pickapic_v1  (.parquet, a folder of them, HPDv2's train.json, .jsonl, .zip)",
+                    max_lines=1,
+                    elem_id="data-import-path",
                 )
                 bring = gr.Button("Import", elem_id="data-import")
         note = gr.Markdown(elem_id="data-exchange-note")
-        listing = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="data-jobs")
+        listing = gr.HTML(css_template=STYLE, js_on_load=SELECT, apply_default_css=False, elem_id="data-jobs")
     timer = gr.Timer(1.0, active=False)
 
     def export(study_id, kind):
@@ -68,16 +86,24 @@ def build(lab: Lab) -> Exchange:
             return f"⚠️ {error}", gr.skip(), gr.skip()
         return "", *progress(lab)
 
-    def bring_in(path, study_id):
+    def bring_in(files, path, study_id):
         try:
-            start_import(lab, path, study_id or None)
+            start_import(lab, files, path, study_id or None)
         except ValueError as error:
-            return f"⚠️ {error}", gr.skip(), gr.skip(), gr.skip()
-        return "", None, *progress(lab)
+            return f"⚠️ {error}", gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return "", None, "", *progress(lab)
+
+    def act(event: gr.EventData):
+        try:
+            ACTIONS[event.act](lab, event.job)
+        except JobError as error:  # it ended, or was resumed in another window, meanwhile
+            gr.Warning(str(error))
+        return progress(lab)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     out.click(export, [out_study, format_], [note, listing, timer], **quiet)
-    bring.click(bring_in, [upload, into], [note, upload, listing, timer], **quiet)
+    bring.click(bring_in, [upload, path, into], [note, upload, path, listing, timer], **quiet)
+    listing.select(act, None, [listing, timer], **quiet)
     timer.tick(lambda: progress(lab), None, [listing, timer], **quiet)
     return Exchange(lab, [out_study, into, listing, timer])
 
@@ -91,26 +117,23 @@ def start_export(lab: Lab, study_id: int | None, kind: str) -> str:
     return jobs.submit(lab, "export", {"format": kind, "study_id": study_id}, study_id)
 
 
-def start_import(lab: Lab, path: str | None, study_id: int | None) -> str:
-    """Takes over an uploaded file and queues its import; returns the job's id."""
-    if not path:
-        raise ValueError("No file is chosen; choose a .zip exported by a lab or a Pick-a-Pic .parquet file.")
-    name = Path(path).name
-    if Path(name).suffix.lower() not in ENDINGS:
-        raise ValueError(f"{name[:80]} is not a .zip or .parquet file; choose one of those two.")
+def start_import(lab: Lab, files: list[str] | None, path: str, study_id: int | None) -> str:
+    """Takes over uploaded files, or checks a path on this machine, and queues the import; returns the job's id."""
+    if not files and not (path or "").strip():
+        raise ValueError(f"No file is chosen; {WANTED}.")
     if study_id is not None and study_id not in {row.id for row in lab.studies()}:
         raise ValueError("That study is gone; choose another one to import into.")
-    upload = uuid.uuid4().hex
-    folder = lab.store.cache_dir / "uploads" / upload
-    folder.mkdir(parents=True)
-    own = re.sub(r"[^\w .()-]", "_", Path(name).stem)[:80] + Path(name).suffix.lower()
-    shutil.copyfile(path, folder / own)
-    return jobs.submit(lab, "import", {"upload": upload, "name": own, "study_id": study_id}, study_id)
+    if files:
+        config = uploads.take_over(lab, files, ENDINGS, WANTED)
+    else:
+        found = uploads.local_path(lab, path)
+        config = {"path": str(found), "name": found.name}
+    return jobs.submit(lab, "import", {**config, "study_id": study_id}, study_id)
 
 
 def progress(lab: Lab) -> list:
     """The list of exports and imports as HTML, and whether to keep polling."""
-    rows = [row for row in jobs.list_jobs(lab, lane="data", limit=30) if row["kind"] in ("import", "export")]
+    rows = [row for row in jobs.list_jobs(lab, lane="data", limit=30) if row["kind"] in KINDS]
     lines = "".join(f"<tr><td>{_what(row)}</td><td>{_state(row)}</td></tr>" for row in rows)
     table = f"<table>{lines}</table>" if lines else '<p class="ex-quiet">Nothing was exported or imported yet.</p>'
     return [table, gr.Timer(active=any(row["state"] not in ENDED for row in rows))]
@@ -120,26 +143,48 @@ def _what(row: dict) -> str:
     config = row["config"]
     if row["kind"] == "import":
         return f"Import of {escape(config['name'])}"
+    if row["kind"] == "gaps":
+        return f"Score gaps of {escape(config['name'])}" if config["source"] == "csv" else "Score gaps, computed here"
     return f"Export as {escape(config['format'])}"
 
 
 def _state(row: dict) -> str:
     if row["state"] == "failed":
-        return f"⚠️ {escape(row['error'] or 'It failed.')}"
+        return f"⚠️ {escape(row['error'] or 'It failed.')}{_button(row, 'resume')}"
     if row["state"] == "queued":
-        return "waiting for the worker…"
+        return f"waiting for the worker…{_button(row, 'stop')}"
+    if row["state"] in ("stopped", "cancelled"):
+        return escape(row["message"] or row["state"]) + _button(row, "resume")
     if row["state"] != "done":
-        return escape(row["message"] or row["state"])
+        share = row["progress"]
+        bar = "" if share is None else f'<progress value="{share:.4f}"></progress>'
+        return bar + escape(row["message"] or row["state"]) + _button(row, "stop")
     result = row["result"] or {}
+    if row["kind"] == "gaps":
+        return _gaps_report(result)
     if row["kind"] == "export":
         link = f'<a href="exports/{row["id"]}" download><b>Download</b></a>'
         what = "pairs" if row["config"]["format"] == "zip" else "labels"  # a parquet row is one answer
         return f"{link} <small>{result['done']:,} {what}, {megabytes(result['bytes'])}</small>"
-    return _report(result)
+    return _report(result, row["id"])
 
 
-def _report(result: dict) -> str:
-    """What an import took and what it refused, every reason counted."""
+def _button(row: dict, act: str) -> str:
+    return f'<button type="button" data-act="{act}" data-job="{row["id"]}">{act.capitalize()}</button>'
+
+
+def _gaps_report(result: dict) -> str:
+    words = f"{result['labels']:,} labels have score gaps now"
+    if result.get("disagree"):
+        words += (
+            f"; ⚠️ {result['disagree']:,} rows say tie where the label does not, or the other way round: "
+            "is it the CSV of this very file, in its order?"
+        )
+    return words
+
+
+def _report(result: dict, job_id: str) -> str:
+    """What an import took and what it refused, every reason counted, every rejected row to download."""
     refused = sum(result["rejected"].values())
     words = (
         f"{result['done']:,} rows: {result['pairs']:,} new pairs, {result['labels']:,} new labels, "
@@ -149,5 +194,6 @@ def _report(result: dict) -> str:
         return words
     reasons = "".join(f"<li>{count:,} × {escape(reason)}</li>" for reason, count in result["rejected"].items())
     examples = "".join(f"<li>{escape(each)}</li>" for each in result["examples"])
+    link = f'<a href="imports/{job_id}/rejected.csv" download>All rejected rows (CSV)</a>'
     first = f"<small>The first ones:</small><ul>{examples}</ul>"
-    return f"{words}<details><summary>Why</summary><ul>{reasons}</ul>{first}</details>"
+    return f"{words}<details><summary>Why</summary><ul>{reasons}</ul>{link}<br>{first}</details>"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ..db import StorageError
 from ..models import ANNOTATOR_KINDS, CHOICES, SIDES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: comparisons travel too; files of version 1 have none and are read as they are
 MAX_PROVENANCE = 20_000
 
 
@@ -20,7 +20,8 @@ class Rejected(StorageError):
 
 @dataclass
 class Label:
-    """One answer on its way in or out; `revokes` is the client key of another answer to the same pair."""
+    """One answer on its way in or out; `revokes` is the client key of another answer to the same pair, `comparison`
+    the key of the blind comparison that asked."""
 
     annotator: str
     choice: str | None
@@ -31,6 +32,7 @@ class Label:
     client_key: str = ""
     repeat: bool = False
     revokes: str | None = None
+    comparison: str | None = None
 
     def check(self) -> None:
         """Raises Rejected for anything that `labels.vote` would not have written."""
@@ -48,6 +50,18 @@ class Label:
             raise Rejected("label: created_at is seconds since 1970")
         if not _text(self.client_key, 200) or not (self.revokes is None or _text(self.revokes, 200)):
             raise Rejected("label: a client key needs 1 to 200 characters")
+        if self.comparison is not None and not _text(self.comparison, 40):
+            raise Rejected("label: the key of a comparison needs 1 to 40 characters")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A pair's place in a blind comparison: the comparison's key, whose picture is first, the seed, the order."""
+
+    key: str
+    a_is: str
+    seed: int
+    position: int
 
 
 @dataclass
@@ -60,6 +74,18 @@ class Item:
     first_provenance: dict
     second_provenance: dict
     labels: list[Label] = field(default_factory=list)
+    place: Place | None = None
+
+
+def place_of(value: object) -> Place | None:
+    """The place that a line of pairs.jsonl names; raises Rejected."""
+    if value is None:
+        return None
+    if isinstance(value, dict) and value.get("a_is") in SIDES and _text(value.get("key"), 40):
+        seed, position = value.get("seed"), value.get("position")
+        if all(_number(x, 0, 2**62) and isinstance(x, int) for x in (seed, position)):
+            return Place(value["key"], value["a_is"], seed, position)
+    raise Rejected("the line's place in a comparison is wrong")
 
 
 def provenance_of(value: object) -> dict:

@@ -1,7 +1,9 @@
 """Reading JSONL + pictures: a folder, a zip, or a single .jsonl beside its pictures. The format:
 
-    study.json     {"format": "preference-lab", "format_version": 1, name, base, question, salt, settings}
-    pairs.jsonl    one pair a line: {prompt, first, second, first_provenance, second_provenance, split, labels: [...]}
+    study.json     {"format": "preference-lab", "format_version": 2, name, base, question, salt, settings}
+    pairs.jsonl    one pair a line: {prompt, first, second, first_provenance, second_provenance, split, labels: [...],
+                   comparison: {key, a_is, seed, position} if a blind comparison asked it}
+    comparisons.jsonl   see comparisons.py; absent before format 2
     media/ab/cd... the pictures, named by content hash
 
 Every row of the preference table travels, undone ones too. Simple files are taken as well: lines with prompt, first,
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from .files import DAMAGED, Files, fingerprint
-from .items import FORMAT_VERSION, ExchangeError, Item, Label, Rejected, provenance_of
+from .items import FORMAT_VERSION, ExchangeError, Item, Label, Rejected, place_of, provenance_of
 
 FORMAT = "preference-lab"
 MAX_LINE = 4 * 2**20
@@ -116,7 +118,20 @@ class Source:
         imported = {"imported": self.path.name}
         first, second = (provenance_of(row.get(f"{side}_provenance", imported)) for side in ("first", "second"))
         pictures = [self.files.picture(row.get(side)) for side in ("first", "second")]
-        return Item(row["prompt"], *pictures, first, second, self._labels(row, pictures))
+        place = place_of(row.get("comparison"))
+        return Item(row["prompt"], *pictures, first, second, self._labels(row, pictures), place)
+
+    def comparisons(self) -> Iterator[dict | Rejected]:
+        """The lines of comparisons.jsonl, if there is one."""
+        if not self.files.exists("comparisons.jsonl"):
+            return
+        with self.files.open("comparisons.jsonl") as file:
+            while line := self._line(file):
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                yield row if isinstance(row, dict) else Rejected("a line of comparisons.jsonl is not a JSON object")
 
     def _labels(self, row: dict, pictures: list[bytes]) -> list[Label]:
         if "labels" in row:

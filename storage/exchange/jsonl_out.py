@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,14 +12,18 @@ from sqlalchemy import text
 
 from ..db import Storage
 from ..studies import get_study
+from . import comparisons
 from .items import FORMAT_VERSION, ExchangeError, Label
 from .jsonl_in import FORMAT
 
 _PAIRS = text("""SELECT pair.id, prompt.text AS prompt, sp.split, a.hash AS first, b.hash AS second,
-        a.provenance AS first_provenance, b.provenance AS second_provenance
+        a.provenance AS first_provenance, b.provenance AS second_provenance, c.seed AS comparison, cp.a_is, cp.seed,
+        cp.position
     FROM pair JOIN prompt ON prompt.id = pair.prompt_id
     JOIN study_prompt sp ON sp.prompt_id = pair.prompt_id AND sp.study_id = :study
     JOIN picture a ON a.id = pair.first_id JOIN picture b ON b.id = pair.second_id
+    LEFT JOIN comparison_pair cp ON cp.pair_id = pair.id
+    LEFT JOIN comparison c ON c.id = cp.comparison_id AND c.study_id = :study
     WHERE pair.id > :after
     AND pair.id NOT IN (SELECT cp.pair_id FROM comparison_pair cp JOIN comparison c ON c.id = cp.comparison_id
         WHERE c.state IN ('preparing', 'voting'))
@@ -28,8 +32,9 @@ _PAIRS = text("""SELECT pair.id, prompt.text AS prompt, sp.split, a.hash AS firs
     ORDER BY pair.id LIMIT 100""")
 
 _LABELS = text("""SELECT n.name AS annotator, n.kind, p.choice, p."left", p.milliseconds, p.created_at, p.client_key,
-        p.repeat, old.client_key AS revokes
+        p.repeat, old.client_key AS revokes, c.seed AS comparison
     FROM preference p JOIN annotator n ON n.id = p.annotator_id LEFT JOIN preference old ON old.id = p.revokes
+    LEFT JOIN comparison c ON c.id = p.comparison_id
     WHERE p.study_id = :study AND p.pair_id = :pair ORDER BY p.id""")
 
 
@@ -41,11 +46,19 @@ def _pages(store: Storage, study_id: int) -> Iterator[list[dict]]:
             page = [dict(row) for row in session.execute(_PAIRS, {"study": study_id, "after": after}).mappings()]
             for row in page:
                 found = session.execute(_LABELS, {"study": study_id, "pair": row["id"]}).mappings()
-                row["labels"] = [asdict(Label(**{**each, "repeat": bool(each["repeat"])})) for each in found]
+                row["labels"] = [_label(each) for each in found]
+                place = {name: row.pop(name) for name in ("a_is", "seed", "position")}
+                key = comparisons.key_of(row["comparison"])
+                row["comparison"] = None if key is None else {"key": key, **place}
         if not page:
             return
         yield page
         after = page[-1]["id"]
+
+
+def _label(row: Mapping) -> dict:
+    known = {**row, "repeat": bool(row["repeat"]), "comparison": comparisons.key_of(row["comparison"])}
+    return asdict(Label(**known))
 
 
 def export_jsonl(store: Storage, study_id: int, target: str | Path) -> Iterator[dict]:
@@ -77,6 +90,9 @@ def export_jsonl(store: Storage, study_id: int, target: str | Path) -> Iterator[
                 yield {"done": done, "labels": labels, "path": str(target), "finished": False}
             file.flush()
             out.file("pairs.jsonl", lines)
+            with store.reader() as session:
+                told = comparisons.finished(session, study_id)
+            out.text("comparisons.jsonl", "".join(json.dumps(each) + "\n" for each in told))
         os.replace(partial, target)
     finally:
         lines.unlink(missing_ok=True)

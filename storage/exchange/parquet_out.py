@@ -5,6 +5,7 @@ Ties have both labels 0.5. Skip and both bad say nothing about which is better: 
 back in (see parquet_in.py).
 """
 
+import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from .items import ExchangeError
 
 PAGE = 32  # rows of one row group: small groups keep readers of any kind within little memory
 
-SCHEMA = pa.schema(
+_COLUMNS = pa.schema(
     [
         ("are_different", pa.bool_()),
         ("best_image_uid", pa.string()),
@@ -53,6 +54,11 @@ SCHEMA = pa.schema(
         ("lab_provenance_1", pa.string()),
     ]
 )
+
+# what `datasets` reads the types of its columns from; its names are Arrow's but for these
+_NAMES = {"double": "float64"}
+_FEATURES = {each.name: {"dtype": _NAMES.get(str(each.type), str(each.type)), "_type": "Value"} for each in _COLUMNS}
+SCHEMA = _COLUMNS.with_metadata({"huggingface": json.dumps({"info": {"features": _FEATURES}})})
 
 # an effective label: a standing answer with no later standing answer of the same annotator to the same pair
 _EFFECTIVE = """p.study_id = :study AND p.choice IS NOT NULL

@@ -10,6 +10,7 @@ from sqlmodel import Session, select
 from ..data_models import ImportRow
 from ..models import Annotator, Pair, Picture, Preference, Study
 from ..studies import add_prompt, insert_pair
+from . import comparisons
 from .items import Item, Label, Rejected
 from .tally import Tally
 
@@ -34,13 +35,17 @@ def put(
     provenances = (item.first_provenance, item.second_provenance)
     ids = [_picture(session, file, prompt.id, origin) for file, origin in zip(sides, provenances, strict=True)]
     known = session.exec(text("SELECT COALESCE(MAX(id), 0) FROM pair")).scalar()
-    pair = insert_pair(session, study.id, prompt.id, ids[0], ids[1], "import")
+    if item.place is not None and item.place.key in tally.comparisons:
+        comparison_id = tally.comparisons[item.place.key]
+        pair = comparisons.put_pair(session, study, comparison_id, item.place, prompt.id, ids)
+    else:
+        pair = insert_pair(session, study.id, prompt.id, ids[0], ids[1], "import")
     swapped = session.get(Picture, pair.first_id).hash != sides[0][0]
     before, stored = tally.labels, []
     for label in item.labels:
         try:
             label.check()
-            row, is_new = _add_label(session, study, pair, label, swapped)
+            row, is_new = _add_label(session, study, pair, label, swapped, tally.comparisons.get(label.comparison))
             tally.labels += is_new
             stored.append(row)
         except Rejected as reason:
@@ -65,7 +70,9 @@ def _picture(session: Session, file: tuple[str, int, int], prompt_id: int, prove
     return row.id
 
 
-def _add_label(session: Session, study: Study, pair: Pair, label: Label, swapped: bool) -> tuple[int, bool]:
+def _add_label(
+    session: Session, study: Study, pair: Pair, label: Label, swapped: bool, comparison_id: int | None
+) -> tuple[int, bool]:
     """The label's id and whether it was new. A key that another study here uses gets the study's number in front."""
     keys = (label.client_key, f"{study.id}:{label.client_key}")
     found = {row.client_key: row for row in session.exec(select(Preference).where(Preference.client_key.in_(keys)))}
@@ -94,6 +101,7 @@ def _add_label(session: Session, study: Study, pair: Pair, label: Label, swapped
         revokes=revokes,
         simulated=who.kind == "simulated",
         repeat=bool(label.repeat),
+        comparison_id=comparison_id,
     )
     session.add(row)
     session.flush()

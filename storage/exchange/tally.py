@@ -22,6 +22,7 @@ class Tally:
     unlabelled: int = 0
     rejected: Counter = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    comparisons: dict[str, int] = field(default_factory=dict)  # key -> id of those that came with the file
     resumed: int = 0
     started: float = field(default_factory=time.monotonic)
 
