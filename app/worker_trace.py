@@ -184,7 +184,7 @@ def _best(work: Work, steps: Iterator[dict]) -> tuple[list[dict], list[dict], di
         _show_rows(work, rows([0] * seeds))
         work.say(item["step"] + 1, f"Sampling {work.policy.search.candidates} candidates")
     score(_end(items))
-    _, chosen = best(work.chooser, items[-1]["next"], [config.prompt] * seeds)
+    _, chosen = best(work.chooser, items[-1]["next"], [config.prompt] * seeds, work.together)
     found, taken = rows(chosen.tolist()), take(items, chosen)
     _show_rows(work, found)
     for item in taken:

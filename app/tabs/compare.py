@@ -125,7 +125,16 @@ def build(lab: Lab) -> None:
 
     def refill(comparison_id, step_back):
         row = stored.get_comparison(lab.store, comparison_id)
-        return gr.Accordion(open=True), *compare_form.fill(lab, row, step_back)
+        a, strength_a, b, strength_b, words = compare_form.fill(lab, row, step_back)
+        known = choices.sampling_policies(lab)  # a search that had been forgotten is back
+        return (
+            gr.Accordion(open=True),
+            gr.Dropdown(known, value=a),
+            strength_a,
+            gr.Dropdown(known, value=b),
+            strength_b,
+            words,
+        )
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     form.go.click(start, form.inputs, [chosen, form.note, fold, *panel], **quiet)
