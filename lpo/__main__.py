@@ -1,4 +1,4 @@
-"""The command line: `python -m lpo sample | score | trace | train-lrm | train-lpo --help`; the app runs the same.
+"""The command line: `python -m lpo sample | score | trace | train-lrm | train-lpo | export | check --help`.
 
 Settings come from --preset, then --config FILE.json, then flags, each winning over the one before.
 Exit codes: 0 finished, 2 bad input (one sentence on stderr), 3 stopped on request and resumable with --resume.
@@ -16,6 +16,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from lpo import export_cli
 from lpo.config import CONFIGS, PRESETS, SOURCES, ConfigError, Policy, Search, from_dict, to_dict
 
 _HELP = {
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     score.add_argument("--allow_latent_mismatch", "--allow-latent-mismatch", action="store_true",
                        help="score although the LRM was trained in another latent space than --base's")  # fmt: skip
+    export_cli.add_parsers(commands)
     return parser
 
 
@@ -211,6 +213,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.command == "export":
+        return export_cli.run(args, _adapter)
+    if args.command == "check":
+        return export_cli.check(args)
     from lpo import commands  # torch and the Hugging Face stack: only once the arguments are known to be good
 
     if args.command == "score":

@@ -6,13 +6,13 @@ import json
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from interchange_lab import BASE, GOLDEN, kohya_of, merge_by_hand
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lpo.backbones import load_policy
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.rng import normal
-from tests.interchange_lab import BASE, GOLDEN, kohya_of, merge_by_hand
 
 LORA = GOLDEN / "lora_m1" / "pytorch_lora_weights.safetensors"
 

@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from interchange_lab import BASE, GOLDEN
 from safetensors.torch import load_file
 
 from lpo.backbones import load_policy
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.rng import normal
-from tests.interchange_lab import BASE, GOLDEN
 
 
 @pytest.fixture
@@ -33,15 +33,15 @@ def test_a_merged_unet_takes_the_place_of_the_bases(merged):
     expected = unet(x, 501, text.text).sample
     for named in (folder, folder / "unet"):
         policy = load_policy(Policy(BASE, unet=str(named)), "cpu")
-        torch.testing.assert_close(policy.predict(x, 501, text, 1.0), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(policy.predict(x, 501, text, 1.0), expected, atol=1e-5, rtol=0)
     assert policy.policy == Policy(BASE, unet=str(folder / "unet"))
     assert policy.fingerprint() == base.fingerprint()  # the latent space is the base's
     lora = Adapter(str(GOLDEN / "lora_m1"), 3.0)
     policy.set_adapters([lora])
     assert policy.policy == Policy(BASE, (lora,), unet=str(folder / "unet"))
-    assert float((policy.predict(x, 501, text, 1.0) - expected).abs().max()) > 1e-6
+    assert float((policy.predict(x, 501, text, 1.0) - expected).abs().max()) > 1e-4
     policy.set_adapters([])
-    torch.testing.assert_close(policy.predict(x, 501, text, 1.0), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(policy.predict(x, 501, text, 1.0), expected, atol=1e-5, rtol=0)
 
 
 def test_what_is_no_such_unet_gets_one_sentence(merged, tmp_path):
