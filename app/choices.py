@@ -29,7 +29,12 @@ def checkpoints(lab: Lab, kind: str) -> list[Checkpoint]:
 def policies(lab: Lab) -> list[tuple[str, str]]:
     """(label, value) of the study's base, of merged UNets in its place, and of all adapters."""
     rows = [row for row in checkpoints(lab, "base") if row.study_id == lab.current_study().id]
-    return [("base", BASE), *((row.name, str(row.id)) for row in [*rows, *checkpoints(lab, "adapter")])]
+    return [("base", BASE), *((row.name, str(row.id)) for row in rows), *adapters(lab)]
+
+
+def adapters(lab: Lab) -> list[tuple[str, str]]:
+    """(label, value) of all adapters: what can be put on top of another policy."""
+    return [(row.name, str(row.id)) for row in checkpoints(lab, "adapter")]
 
 
 def policy(lab: Lab, value: str, strength: float = 1.0) -> dict:

@@ -7,7 +7,7 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, JSONResponse
 
-from app import data_routes, label_routes, ui
+from app import data_routes, label_routes, model_routes, ui
 from app.lab import Lab
 from app.security import Guard
 from storage import StorageError
@@ -36,6 +36,7 @@ def create_app(lab: Lab) -> FastAPI:
 
     app.include_router(label_routes.router(lab))
     app.include_router(data_routes.router(lab))
+    app.include_router(model_routes.router(lab))
 
     # plotly.min.js lies in the plotly package; find_spec does not import it
     plotly = Path(importlib.util.find_spec("plotly").origin).parent / "package_data"

@@ -145,7 +145,7 @@ def create(
 def refresh(lab: Lab, a: str, b: str, count: int) -> list:
     """Values for `Form.fresh`; what was chosen stays if it still exists, else base and newest."""
     heldout = len(studies.study_prompts(lab.store, lab.current_study().id, "heldout"))
-    known, adapters = choices.sampling_policies(lab), choices.policies(lab)[1:]
+    known, adapters = choices.sampling_policies(lab), choices.adapters(lab)
     values = [value for _, value in known]
     newest = values[1] if len(values) > 1 else choices.BASE
     top = gr.Dropdown([NONE, *adapters])

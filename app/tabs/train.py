@@ -10,7 +10,7 @@ from gradio.context import Context
 
 from app import choices, forms, jobs, training
 from app.lab import Lab
-from app.tabs import train_queue
+from app.tabs import train_models, train_queue
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
 from storage import answers
 
@@ -24,13 +24,15 @@ def build(lab: Lab) -> None:
     tab = Context.block
     chosen = gr.State(None)  # the id of the job that the right half shows; None for the newest
     with gr.Row():
-        with gr.Column(scale=5, min_width=420), gr.Tabs(elem_id="train-kinds"):
-            with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm"):
-                enough = gr.Markdown()
-                lrm_start, lrm_told, lrm_devices, lrm_init = _lrm_form(lab, chosen)
-            with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo"):
-                gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
-                lpo_start, lpo_told, lpo_devices, lpo_policy, lpo_lrm = _lpo_form(lab, chosen)
+        with gr.Column(scale=5, min_width=420):
+            with gr.Tabs(elem_id="train-kinds"):
+                with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm"):
+                    enough = gr.Markdown()
+                    lrm_start, lrm_told, lrm_devices, lrm_init = _lrm_form(lab, chosen)
+                with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo"):
+                    gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
+                    lpo_start, lpo_told, lpo_devices, lpo_policy, lpo_lrm = _lpo_form(lab, chosen)
+            imported = train_models.import_form(lab)
         with gr.Column(scale=7, min_width=520, elem_classes="dense"):
             refresh = train_queue.build(lab, chosen)
 
@@ -56,6 +58,7 @@ def build(lab: Lab) -> None:
         refresh(event)
     lrm_told(entered)
     lpo_told(entered)
+    imported(entered)
 
 
 def _keep(options: list[tuple[str, str]], value: str | None) -> gr.Dropdown:

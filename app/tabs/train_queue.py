@@ -10,7 +10,7 @@ import gradio as gr
 from app import choices, jobs, training_figures
 from app.components.reward_plot import RewardPlot
 from app.lab import Lab
-from app.tabs import curves
+from app.tabs import curves, train_models
 from app.training_html import STYLE, head_html, list_html, pictures_html
 from storage.jobs import JobError
 
@@ -58,6 +58,8 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
                 buttons=["copy"],
                 elem_id="train-log",
             )
+        with gr.Tab("Export", elem_id="train-export") as export:
+            train_models.export_tab(lab, chosen, export)
     timer = gr.Timer(POLL_SECONDS, active=False)
     shown = [chosen, seen, listing, head, *actions.values(), look, compare, details, plot, pictures, log, timer]
 
