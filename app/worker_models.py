@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from app.weights import base_identity, content_hash, lrm_hash
+from app.weights import base_identity, content_hash, folder_hash, lrm_hash
 from app.worker_device import interactive_threads, is_training
 from app.worker_task import Task
 from lpo.backbones import Backbone, load_policy, use_adapters
@@ -126,7 +126,7 @@ def provenance(policy: dict, sampler: dict, seed: int) -> dict:
     ]
     made_by = {"base": policy["base"], "adapters": adapters}
     if policy.get("unet"):
-        made_by["unet"] = policy["unet"]
+        made_by |= {"unet": policy["unet"], "unet_hash": folder_hash(Path(policy["unet"]).expanduser())}
     if search:
         made_by["search"] = {**search, "hash": lrm_hash(search["lrm"])}
     return {"policy": made_by, "scheduler": "DDIM", **sampler, "seed": seed}
