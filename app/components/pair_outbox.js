@@ -1,6 +1,6 @@
 // Votes that the server has not acknowledged yet. They lie in localStorage, one item a vote, so that neither a reload,
 // a closed window, a restarted server nor a second window loses one; the server recognises a repeated client_key, so
-// sending twice does no harm. pair_picker.js is appended to this file and runs in the same function.
+// sending twice does no harm. Runs in the same function as the other pair_*.js files; pair_picker.js uses it.
 
 // crypto.randomUUID exists on https and localhost only; a phone in the local network has plain http.
 function uniqueKey() {

@@ -8,11 +8,9 @@ The value is {"study": id} for the label queue, {"study": id, "comparison": id} 
 In a comparison it triggers `submit` once the planned votes are in: `picker.submit(f, ...)`.
 """
 
-from pathlib import Path
-
 import gradio as gr
 
-FOLDER = Path(__file__).parent
+from app.components.pair_files import FOLDER, script
 
 
 def pair_picker(value: dict | None, elem_id: str, visible: bool = True) -> gr.HTML:
@@ -21,7 +19,7 @@ def pair_picker(value: dict | None, elem_id: str, visible: bool = True) -> gr.HT
         value=value,
         html_template=(FOLDER / "pair_picker.html").read_text(),
         css_template=(FOLDER / "pair_picker.css").read_text(),
-        js_on_load=(FOLDER / "pair_outbox.js").read_text() + (FOLDER / "pair_picker.js").read_text(),
+        js_on_load=script(),
         apply_default_css=False,
         elem_id=elem_id,
         visible=visible,

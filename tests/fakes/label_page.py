@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse  # n
 
 import storage  # noqa: E402
 from app import label_routes  # noqa: E402
+from app.components.pair_files import script  # noqa: E402
 from app.lab import Lab, Settings  # noqa: E402
 from storage.media import MEDIA_TYPES  # noqa: E402
 
@@ -41,11 +42,10 @@ def page() -> str:
     """The component's files in a page; the script as a string, because Gradio makes a function of it, too."""
     import json
 
-    script = "".join((COMPONENTS / name).read_text() for name in ("pair_outbox.js", "pair_picker.js"))
     parts = {
         "@CSS@": (COMPONENTS / "pair_picker.css").read_text(),
         "@HTML@": (COMPONENTS / "pair_picker.html").read_text(),
-        "@JS@": json.dumps(script).replace("</", "<\\/"),
+        "@JS@": json.dumps(script()).replace("</", "<\\/"),
     }
     text = PAGE
     for mark, part in parts.items():
