@@ -52,6 +52,7 @@ class Plan:
 FROM_BASE = {"init": "base", "fit_start": "false", "steps": 300, "batch_size": 32, "warmup_steps": 30}
 PLANS = {
     "full": Plan((0, 25, 50, 100, 200, 800), (0, 1, 2), 400, 300, 4, 200, (0, 1, 2)),
+    "medium": Plan((0, 50, 200, 800), (0, 1, 2), 400, 300, 2, 200, (0, 1)),
     "short": Plan((0, 50, 200), (0, 1), 200, 100, 2, 200, (0,)),
     "style": Plan((200,), (0,), 200, 100, 2, 200, (0,), FROM_BASE, tastes=("style",)),
     "quick": Plan(
@@ -155,8 +156,10 @@ class Study:
         if not (run / "result.json").exists():
             run.parent.mkdir(parents=True, exist_ok=True)
             lines = run.parent / f"{run.name}.jsonl"
-            lines.write_text("".join(json.dumps(line) + "\n" for line in self.labels(taste, seed, count)))
-            _lpo("train-lrm", run, {**self.plan.lrm, "pairs": str(lines.resolve()), "seed": seed})
+            labels = [pair for pair in self.labels(taste, seed, count) if pair["split"] == "train"]
+            lines.write_text("".join(json.dumps(pair) + "\n" for pair in labels))
+            files = {"pairs": str(lines.resolve()), "latent_cache": str((self.out / "latents").resolve())}
+            _lpo("train-lrm", run, {**self.plan.lrm, **files, "seed": seed})
         return run / "checkpoints" / "final"
 
     def accuracy(self, taste: str, count: int, seed: int) -> dict:
@@ -187,7 +190,6 @@ class Study:
         from lpo import rng
         from lpo.backbones import load_policy
         from lpo.config import Policy
-        from lpo.diffusion import add_noise, gather
         from lpo.reward_model import LatentRewardModel
 
         backbone, lrm = load_policy(Policy("scenes")), LatentRewardModel.from_pretrained(str(path))
@@ -202,7 +204,7 @@ class Study:
                     noise = torch.stack(
                         [rng.normal(tuple(clean.shape[1:]), "study", Path(name).stem, t) for name in names]
                     )
-                    noisy = add_noise(clean, noise, gather(backbone.alphas, t, len(clean)))
+                    noisy = backbone.process.add_noise(clean, noise, t)
                     rows.append(lrm.score(noisy, torch.full((len(names),), t), texts).cpu().numpy())
         count = len(timesteps)
         return np.stack([np.concatenate(rows[i::count]) for i in range(count)])

@@ -2,8 +2,8 @@
 
 With a few hundred labels gradient steps spread over thousands of noisy weights; ridge regression on the trunk's pooled
 features finds the one direction that tells chosen from rejected in seconds (on Scenes' style axis, from 200 labels, 0.8
-at t = 1 where training alone reaches 0.65). How far to go along it is chosen by cross-validation over prompts, zero
-included: where the labels are about the prompt, nothing is changed.
+at t = 1 where training alone reaches 0.65). How smooth it is and how far to go along it are chosen by cross-validation
+over prompts, zero included: where the labels have nothing in common, nothing is changed.
 
 Differs from the paper: it trains by gradient alone, with half a million labels.
 """
@@ -16,12 +16,15 @@ from torch.nn import functional as F
 from lpo import rng
 from lpo.reward_model import LatentRewardModel
 
-RIDGE, FOLDS = 1.0, 4
-LENGTHS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # of the step, in units of the image embedding
+FOLDS = 4
+RIDGES = (0.03, 0.1, 0.3, 1.0)  # of the regression, per pair and in units of each feature's spread
+LENGTHS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # of the step, in units of the image embedding
 
 
 @torch.no_grad()
-def common_direction(features: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def common_direction(
+    features: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, ridge: float
+) -> torch.Tensor:
     """The unit-spread direction u (K,) for which u f is largest for chosen pictures; u is 0 on the mean feature.
 
     features (P, T, 2, K) of P pairs at T timesteps, first and second picture; target, weight (P,).
@@ -30,7 +33,7 @@ def common_direction(features: torch.Tensor, target: torch.Tensor, weight: torch
     scaled = features / spread
     x = (scaled[:, :, 0] - scaled[:, :, 1]).flatten(0, 1)
     y, w = ((one.repeat_interleave(features.shape[1])) for one in (2 * target - 1, weight))
-    gram = (x * w[:, None]).T @ x + RIDGE * w.sum() * torch.eye(x.shape[1], dtype=x.dtype)
+    gram = (x * w[:, None]).T @ x + ridge * w.sum() * torch.eye(x.shape[1], dtype=x.dtype)
     direction = torch.linalg.solve(gram, (x * w[:, None]).T @ y)
     mean = scaled.flatten(0, 2).mean(dim=0)
     direction = (direction - mean * (direction @ mean) / (mean @ mean)) / spread
@@ -55,20 +58,22 @@ def fit_start(
     lengths = image.norm(dim=-1).mean() * torch.tensor(LENGTHS, dtype=torch.float64)
     scale = lrm.logit_scale.double().exp().cpu()
     fold = torch.tensor([rng.key_seed(seed, "lrm-fold", prompt) % FOLDS for prompt in prompts])
-    losses = torch.zeros(len(lengths), dtype=torch.float64)
+    losses = torch.zeros(len(RIDGES), len(lengths), dtype=torch.float64)
     for k in range(FOLDS):
         seen, unseen = fold != k, fold == k
         if not seen.any() or not unseen.any():
             continue
-        along = features[unseen] @ common_direction(features[seen], target[seen], weight[seen])
-        for i, length in enumerate(lengths):
-            moved = F.normalize(image[unseen] + length * along[..., None] * towards, dim=-1)
-            scores = scale * (moved * unit[unseen, None, None]).sum(dim=-1)
-            margin = scores[:, :, 0] - scores[:, :, 1]
-            wrong = F.binary_cross_entropy_with_logits(margin, target[unseen, None].expand_as(margin), reduction="none")
-            losses[i] += (wrong.mean(dim=1) * weight[unseen]).sum()
-    best = int(losses.argmin())
-    direction = common_direction(features, target, weight)
+        for row, ridge in enumerate(RIDGES):
+            along = features[unseen] @ common_direction(features[seen], target[seen], weight[seen], ridge)
+            for column, length in enumerate(lengths):
+                moved = F.normalize(image[unseen] + length * along[..., None] * towards, dim=-1)
+                scores = scale * (moved * unit[unseen, None, None]).sum(dim=-1)
+                margin = scores[:, :, 0] - scores[:, :, 1]
+                soft = target[unseen, None].expand_as(margin)
+                wrong = F.binary_cross_entropy_with_logits(margin, soft, reduction="none")
+                losses[row, column] += (wrong.mean(dim=1) * weight[unseen]).sum()
+    row, best = divmod(int(losses.argmin()), len(lengths))
+    direction = common_direction(features, target, weight, RIDGES[row])
     moved = visual + lengths[best] * towards[:, None] * direction
     lrm.visual_projection.weight.copy_(moved)
     return LENGTHS[best]

@@ -6,6 +6,8 @@ Several kinds, since skill learned on clean renderings alone did not carry over 
 - warped     the same, a little bent, blurred and noised, as a small model draws;
 - edited     rendered, noised to a middle timestep and denoised again by the model with their own caption (SDEdit);
 - generated  both captions drawn by the model from the same noise.
+Every other chunk of these sets the two pictures apart as two seeds would: other style, other background details, other
+noise. Pictures that a person compares differ in all of that too, and an LRM must not mind.
 Two kinds carry one caption twice, the first picture the better: this is how an LRM learns to mark down blobs.
 - spoilt     one rendering bent a little, and bent out of shape;
 - weak       one caption drawn well by the model, and drawn badly (few steps, hardly any guidance).
@@ -23,7 +25,6 @@ from torch.nn import functional as F
 
 from lpo import rng as keyed
 from lpo.backbones import Backbone, transitions
-from lpo.diffusion import add_noise, gather
 from lpo.scenes.world import Attributes, Scene, caption, hard_negative, parse_caption, render, sample_scene, split_of
 
 KINDS = ("other", "rendered", "warped", "spoilt", "edited", "generated", "weak")
@@ -58,10 +59,12 @@ def shows(claims: Attributes, scene: Scene) -> bool:
     return fits(straight) or (claims.relation is None and fits(straight[::-1]))
 
 
-def contrast(*key: int | str, easy: bool = False) -> tuple[tuple[Scene, Scene], tuple[str, str]]:
+def contrast(
+    *key: int | str, easy: bool = False, apart: bool = False
+) -> tuple[tuple[Scene, Scene], tuple[str, str]]:
     """Two scenes and their captions in one phrasing, both of the train split, each wrong about the other scene.
 
-    One mistake apart (`hard_negative`), or, if `easy`, other objects in the same places.
+    One mistake apart (`hard_negative`), or, if `easy`, other objects in the same places; if `apart`, in another style.
     """
     rng = np.random.default_rng(keyed.key_seed(*key))
     while True:
@@ -71,6 +74,8 @@ def contrast(*key: int | str, easy: bool = False) -> tuple[tuple[Scene, Scene], 
             looks = sample_scene(rng, len(scene.objects)).objects
             other = replace(scene, objects=tuple(replace(look, x=thing.x, y=thing.y)
                                                  for look, thing in zip(looks, scene.objects, strict=True)))
+        if apart:
+            other = replace(other, style=float(rng.random()), seed=int(rng.integers(1 << 30)))
         # the same draws choose the same words, so only the attributes differ
         texts = tuple(caption(one, np.random.default_rng(phrasing)) for one in (scene, other))
         wrong = not shows(parse_caption(texts[0]), other) and not shows(parse_caption(texts[1]), scene)
@@ -81,7 +86,8 @@ def contrast(*key: int | str, easy: bool = False) -> tuple[tuple[Scene, Scene], 
 def make(backbone: Backbone, kind: str, seed: int, index: int, size: int = CHUNK) -> Pool:
     """Chunk `index` of a kind: `size` pairs, the same for the same seed, whatever was made before."""
     key = (seed, "warmup", kind, index)
-    drawn = [contrast(*key, i, easy=kind == "other") for i in range(size)]
+    apart = index % 2 == 1
+    drawn = [contrast(*key, i, easy=kind == "other", apart=apart) for i in range(size)]
     texts = [text for _, pair in drawn for text in pair]
     guidance = GUIDANCE[index % len(GUIDANCE)]
     if kind in ("other", "rendered", "warped", "spoilt", "edited"):
@@ -98,7 +104,8 @@ def make(backbone: Backbone, kind: str, seed: int, index: int, size: int = CHUNK
             start = (250, 400, 550, 700)[index % 4]
             latents = denoise(backbone, latents, texts, 2 * STEPS, guidance, start, (*key, "noise"))
     elif kind == "generated":
-        noise = keyed.normal((size, *backbone.latent_shape()), *key, "noise").repeat_interleave(2, dim=0)
+        noise = keyed.normal(((2 if apart else 1) * size, *backbone.latent_shape()), *key, "noise")
+        noise = noise if apart else noise.repeat_interleave(2, dim=0)
         latents = denoise(backbone, noise, texts, STEPS, guidance, None, (*key, "noise"))
     else:
         texts = [pair[0] for _, pair in drawn]
@@ -136,7 +143,7 @@ def denoise(backbone: Backbone, latents: torch.Tensor, texts: list[str], steps: 
         left = [t for t in timesteps if start is None or t <= start]
         if start is not None:
             noise = keyed.normal(tuple(x.shape), *key, low).to(x.device)
-            x = add_noise(x, noise, gather(backbone.alphas, left[0], len(x)))
+            x = backbone.process.add_noise(x, noise, left[0])
         for t, previous in transitions(left):
             prediction = backbone.predict(x, t, conditioning, guidance_scale)
             x = backbone.transition(x, prediction, t, previous, 0.0)[1]

@@ -36,13 +36,13 @@ def accuracy(lrm: SimpleNamespace, features: torch.Tensor, text: torch.Tensor, t
 
 def test_the_direction_is_the_planted_one_and_blind_to_the_mean() -> None:
     features, target, weight = planted(0)
-    direction = common_direction(features.double(), target.double(), weight.double())
+    direction = common_direction(features.double(), target.double(), weight.double(), 1.0)
     pulled = direction * features.flatten(0, 2).std(dim=0)  # in units of each feature's spread
     assert pulled[3] > 0.9 * pulled.norm()
     mean = features.flatten(0, 2).double().mean(dim=0)
     assert float(direction @ mean) == pytest.approx(0, abs=1e-6 * float(mean.norm()))
     assert float((features.double().flatten(0, 2) @ direction).std()) == pytest.approx(1)
-    flipped = common_direction(features.flip(2).double(), target.double(), weight.double())
+    flipped = common_direction(features.flip(2).double(), target.double(), weight.double(), 1.0)
     assert torch.allclose(flipped, -direction)
 
 

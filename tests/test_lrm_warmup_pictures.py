@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lpo.backbones import Conditioning
+from lpo.diffusion import Diffusion
 from lpo.scenes.world import Scene, Thing, parse_caption, split_of
 from lpo.warmup_pictures import KINDS, ORDERED, contrast, make, pool, shows
 
@@ -14,7 +15,7 @@ class Toy:
     """A backbone whose noise prediction is a fixed function of text, so that guidance, steps and captions matter."""
 
     device = torch.device("cpu")
-    alphas = torch.cat([torch.linspace(0.999, 0.01, 1000), torch.ones(1)])
+    process = Diffusion(torch.cat([torch.linspace(0.999, 0.01, 1000), torch.ones(1)]), "epsilon")
 
     def __init__(self) -> None:
         self.predictions = 0
