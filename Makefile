@@ -1,8 +1,11 @@
 # make run | test | lint | bench | study. Each sets up what it needs in .venv; the second time it is quick.
-#   make run ARGS="--port 8000"      make test ARGS="tests/test_jobs.py"      make study QUICK=1
+#   make run ARGS="--port 8000"      make bench BENCH=lpo_iteration ARGS="--size tiny"
+#        make test ARGS="tests/test_jobs.py"      make study QUICK=1
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+# labelling; lpo_iteration, lrm_step and pictures (each with ARGS="--size tiny"); gpu: see docs/performance.md
+BENCH ?= labelling
 
 .PHONY: run test lint bench study
 .DELETE_ON_ERROR:
@@ -17,7 +20,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 
 bench: .venv/.dev
-	$(BIN)/python -m benchmarks.labelling $(ARGS)
+	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 study: .venv/.dev
 	$(BIN)/python -m benchmarks.study $(if $(QUICK),--plan quick --out study-quick) $(ARGS)

@@ -106,10 +106,12 @@ def rollout(
         scores = lrm.score(flat, scored_at, list(prompts) * config.siblings, config.score_batch_size)
         scores = scores.view(config.siblings, -1).to(x_t.device)
         choice = choose_pair(scores, limit)
+        # as lists at once: every number read from a GPU by itself makes it wait
+        chosen = zip(choice.winner.tolist(), choice.loser.tolist(), choice.kept.tolist(), strict=True)
         pairs = [
-            Pair(x_t[b], siblings[choice.winner[b], b], siblings[choice.loser[b], b], t, prev_t, rows[b])
-            for b in range(len(rows))
-            if choice.kept[b]
+            Pair(x_t[b], siblings[winner, b], siblings[loser, b], t, prev_t, rows[b])
+            for b, (winner, loser, kept) in enumerate(chosen)
+            if kept
         ]
         yield Branching(t, scores, choice.gap, pairs)
         onward = [int(integers(config.siblings, (1,), config.seed, "continue", iteration, row, index)) for row in rows]
