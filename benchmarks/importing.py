@@ -36,8 +36,8 @@ store = storage.open(sys.argv[1])
 before, started = memory("VmRSS"), time.monotonic()
 for state in exchange.import_data(store, sys.argv[2]):
     print(json.dumps({"done": state["done"], "rows": state["done"] - state["resumed"], "pairs": state["pairs"],
-                      "duplicates": state["duplicates"], "seconds": time.monotonic() - started, "cpu": time.process_time(), "before": before,
-                      "peak": memory("VmHWM")}), flush=True)
+                      "duplicates": state["duplicates"], "seconds": time.monotonic() - started,
+                      "cpu": time.process_time(), "before": before, "peak": memory("VmHWM")}), flush=True)
 """
 
 
@@ -102,9 +102,9 @@ def main(argv: list[str] | None = None) -> int:
         started = time.monotonic()
         rest = run(folder / "lab", path)
         for name, state in (("first half, then kill -9", half), ("the rest", rest)):
-            print(f"{name}: {state['rows'] / state['seconds']:.1f} rows/s ({1000 * state['cpu'] / state['rows']:.0f} ms "
-                f"of processor time a row), peak {state['peak']} MB resident "
-                  f"({state['before']} MB before the import)")  # fmt: skip
+            cpu = 1000 * state["cpu"] / state["rows"]
+            print(f"{name}: {state['rows'] / state['seconds']:.1f} rows/s, {cpu:.0f} ms of processor time a row, "
+                  f"peak {state['peak']} MB resident ({state['before']} MB before the import)")  # fmt: skip
         print(f"in all {rest['done']} rows, {rest['pairs']} pairs, {rest['duplicates']} done twice; "
               f"the second process took {time.monotonic() - started:.0f} s")  # fmt: skip
         return 0 if rest["done"] == rest["pairs"] == arguments.rows and rest["duplicates"] == 0 else 1

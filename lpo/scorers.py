@@ -85,12 +85,15 @@ class AestheticHead:
             state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
         except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise ConfigError(f"{path} cannot be read as an aesthetic head ({str(error)[:120]}).") from error
-        names = [name.removesuffix(".weight") for name in state if name.endswith("weight")]
-        names.sort(key=lambda name: int(name.rpartition(".")[2]) if name.rpartition(".")[2].isdigit() else 0)
-        self.layers = [(state[f"{n}.weight" if n else "weight"].float(), _bias(state, n)) for n in names]
+        if not isinstance(state, dict):
+            raise ConfigError(f"{path} holds no named weights; an aesthetic head is a state dict of linear layers.")
+        prefixes = sorted((name.removesuffix("weight") for name in state if name.endswith("weight")), key=_number)
+        self.layers = [
+            (state[f"{each}weight"].float(), state.get(f"{each}bias", torch.zeros(1)).float()) for each in prefixes
+        ]
         sizes = [tuple(weight.shape) for weight, _ in self.layers]
-        chained = all(a[0] == b[1] for a, b in pairwise(sizes))
-        if not sizes or not chained or sizes[-1][0] != 1:
+        matrices = bool(sizes) and all(len(size) == 2 for size in sizes)
+        if not matrices or sizes[-1][0] != 1 or any(a[0] != b[1] for a, b in pairwise(sizes)):
             raise ConfigError(
                 f"{path} is no aesthetic head: its layers are {sizes}, wanted is a chain of linear layers that ends in "
                 "one number, such as sac+logos+ava1-l14-linearMSE."
@@ -104,9 +107,10 @@ class AestheticHead:
         return embedded[:, 0]
 
 
-def _bias(state: dict[str, Tensor], name: str) -> Tensor:
-    bias = state.get(f"{name}.bias" if name else "bias")
-    return torch.zeros(()) if bias is None else bias.float()
+def _number(prefix: str) -> int:
+    """The layer's number in "layers.2." or "2."; 0 for a single layer without one."""
+    last = prefix.rstrip(".").rpartition(".")[2]
+    return int(last) if last.isdigit() else 0
 
 
 class Judges:
