@@ -1,10 +1,12 @@
-"""What the Train tab says and shows, without a browser."""
+"""What the Train tab says and shows, nearly all without a browser."""
 
 import json
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
+import storage
 from app import choices, jobs, training, training_figures, training_html
 from app.tabs import curves, train_queue
 from lpo.config import LPOConfig, LRMConfig, from_preset, to_dict
@@ -69,7 +71,7 @@ def lpo_rows(n=12, kept=0.3, **changes):
 
 def test_the_estimate_learns_from_the_last_run(lab):
     config = from_preset(LPOConfig, "scenes")
-    assert "two processor cores" in training.estimate(lab, "train-lpo", config)
+    assert "on one processor core" in training.estimate(lab, "train-lpo", config)
     write_run(lab, "train-lpo", lpo_rows())
     assert training.estimate(lab, "train-lpo", config) == "About 6 minutes, judging by your last run."
     twice = from_preset(LPOConfig, "scenes", iterations=2 * config.iterations)
@@ -175,3 +177,34 @@ def test_an_adapter_on_top_of_another_brings_it_along(lab):
     assert [(a["path"], a["strength"]) for a in policy["adapters"]] == [("/a", 1.0), ("/b", 0.5)]
     with pytest.raises(ValueError, match="is gone; choose another"):
         choices.policy(lab, "999")
+
+
+def test_the_command_line_of_several_devices():
+    line = training.command("train-lpo", "scenes", from_preset(LPOConfig, "scenes"), 4)
+    assert line.startswith("accelerate launch --multi_gpu --num_processes 4 -m lpo train-lpo --preset scenes ")
+
+
+def test_devices_are_offered_where_there_are_several(start_server, page, tmp_path):
+    server = start_server("--no-workers")
+    store = storage.open(server.data_dir)
+
+    def started() -> dict:
+        page.click("#train-lpo-start")
+        expect(page.locator("#train-lpo-told")).to_contain_text("in the queue")
+        return queue.list_jobs(store, kinds=("train-lpo",), limit=1)[0].config
+
+    def enter():
+        page.goto(server.url)
+        page.click("#tab-train-button")
+        page.get_by_role("tab", name="2 · Adapter (LPO)").click()
+
+    enter()
+    assert started()["processes"] == 1
+    expect(page.locator("#train-lpo-devices")).to_have_count(0)  # one device: there is nothing to choose
+    checkpoints.set_setting(store, "devices", 2)
+    enter()
+    page.locator("#train-lpo-devices input").click()
+    page.get_by_role("option", name="2").click()
+    page.screenshot(path=tmp_path / "train.png")
+    assert started()["processes"] == 2
+    store.close()
