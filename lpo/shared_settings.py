@@ -18,7 +18,7 @@ def guidance(default: float = 5.0) -> Any:
 
 
 def eta(default: float) -> Any:
-    return opt(default, "noise of each step: 0 is deterministic, 1 as much as DDPM (SD3: all noise anew)", min=0.0, max=1.0)
+    return opt(default, "noise of each step: 0 is deterministic, 1 as much as DDPM (SD3: all anew)", min=0.0, max=1.0)
 
 
 def side() -> Any:
