@@ -81,7 +81,9 @@ class Naive:
     def update(self, batch: Sequence[Pair], conditioning: Conditioning) -> float:
         """One optimiser step; the loss."""
         config, device = self.config, self.policy.device
-        x_t, winner, loser = (torch.stack([getattr(p, n) for p in batch]) for n in ("x_t", "winner", "loser"))
+        x_t, winner, loser = (
+            torch.stack([getattr(p, n) for p in batch]).to(device) for n in ("x_t", "winner", "loser")
+        )
         t = torch.tensor([p.t for p in batch], device=device)
         prev_t = torch.tensor([p.prev_t for p in batch], device=device)
         rows = conditioning.rows([p.row for p in batch])
