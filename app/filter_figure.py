@@ -16,7 +16,7 @@ from storage.gaps import Gaps
 KEPT, DROPPED = COLORS[0], COLORS[5]
 BINS = 36
 GAP_X, GAP_Y = 0.06, 0.27
-HEIGHT = 360
+HEIGHT = 370
 
 
 def value(gaps: Gaps, rule: mpcf.Rule) -> dict:
@@ -26,7 +26,7 @@ def value(gaps: Gaps, rule: mpcf.Rule) -> dict:
     groups = [("a picture is chosen", train & ~gaps.ties), ("ties", train & gaps.ties)]
     groups = [(title, mask) for title, mask in groups if mask.any()]
     layout = {
-        "margin": {"l": 40, "r": 10, "t": 26, "b": 34}, "showlegend": False, "barmode": "stack", "bargap": 0.04,
+        "margin": {"l": 40, "r": 10, "t": 26, "b": 48}, "showlegend": False, "barmode": "stack", "bargap": 0.04,
         "hovermode": "x unified", "dragmode": False, "annotations": [], "shapes": [],
     }  # fmt: skip
     data: list[dict] = []

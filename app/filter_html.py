@@ -8,7 +8,10 @@ START = (
     '<p class="fi-quiet">A filter needs score gaps: how much better other judges find the chosen picture. Join the CSV '
     "of the data set, or let local models compute them, at the left.</p>"
 )
+GATE_HEAD = '<div class="fi-head"><span>score</span><span>chosen − other, above</span><span>tie, below</span></div>'
 STYLE = """
+.fi-head { display: grid; grid-template-columns: repeat(3, 1fr); gap: 16px; font-size: 12px;
+  color: var(--body-text-color-subdued); }
 .fi-quiet, small { color: var(--body-text-color-subdued); }
 p { margin: 2px 0 6px; }
 .fi-sides { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; }

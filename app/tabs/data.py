@@ -54,8 +54,8 @@ def build(lab: Lab) -> None:
             items = browser("data-browser")
         with gr.Column(scale=2, min_width=320):
             detail = gr.HTML(HINT, css_template=story.STYLE, apply_default_css=False, elem_id="data-detail")
-    filter_opened = data_filter.build(lab)
     exchange = data_exchange.build(lab)
+    filter_opened = data_filter.build(lab)
 
     filters = [kind, text, study, annotator, who, choice, split, origin, since, until]
     shown = [items, note, page, back, on]

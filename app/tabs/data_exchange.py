@@ -65,7 +65,7 @@ def build(lab: Lab) -> Exchange:
                     label="file (.zip, or .parquet: one or all parts)",
                     file_types=list(ENDINGS),
                     file_count="multiple",
-                    height=110,
+                    height=130,
                     elem_id="data-import-file",
                 )
                 path = gr.Textbox(

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from app import filter_figure, jobs, uploads
 from app.components.reward_plot import RewardPlot
-from app.filter_html import START, STYLE, pairs_html, state_html
+from app.filter_html import GATE_HEAD, START, STYLE, pairs_html, state_html
 from app.filter_html import words as told_words
 from app.lab import Lab
 from storage import filters, gaps, mpcf
@@ -43,7 +43,7 @@ def build(lab: Lab) -> Callable:
                         False, label="ties by |gap|", min_width=100,
                         info="off: signed, as in the official code",
                     )  # fmt: skip
-                name = gr.Textbox(mpcf.DEFAULT, label="name of the filter", max_lines=1)
+                name = gr.Textbox(mpcf.DEFAULT, label="name of the filter", max_lines=1, elem_id="filter-name")
                 with gr.Row():
                     apply = gr.Button("Apply", variant="primary", size="sm", min_width=90, elem_id="filter-apply")
                     remove = gr.Button("Remove the filter", size="sm", min_width=90, elem_id="filter-remove")
@@ -76,12 +76,16 @@ def build(lab: Lab) -> Callable:
         rule = mpcf.PRESETS.get(which)
         return [gr.skip()] * len(inputs) if rule is None else [*_values(rule), True, False, which]
 
+    def own(named):
+        """An edited rule is no published one any more, and must not be called so."""
+        return MINE, "my own rule" if named in mpcf.PRESETS else gr.skip()
+
     def sets(study_id):
         listed = [(row.name, row.id) for row in gaps.list_sets(lab.store, study_id)]
         return gr.Dropdown(listed, value=listed[0][1] if listed else None)
 
     preset.input(fill, preset, inputs, **quiet).then(look, [study, chosen, *inputs], shown, **quiet)
-    gr.on([each.input for each in inputs[:-1]], lambda: MINE, None, preset, **quiet)
+    gr.on([each.input for each in inputs[:-1]], own, name, [preset, name], **quiet)
     gr.on([each.input for each in inputs[:-1]], look, [study, chosen, *inputs], shown, **quiet)
     chosen.change(look, [study, chosen, *inputs], shown, **quiet)
     study.input(sets, study, chosen, **quiet).then(look, [study, chosen, *inputs], shown, **quiet)
@@ -106,16 +110,18 @@ def build(lab: Lab) -> Callable:
 
 
 def _gates() -> list:
-    """Three inputs per score: on, above, tie below."""
+    """Three inputs per score under one head: on, above, tie below."""
     out = []
     rule = mpcf.PRESETS[mpcf.DEFAULT]
+    gr.HTML(GATE_HEAD, css_template=STYLE, apply_default_css=False)
+    bare = {"show_label": False, "container": False, "min_width": 70, "step": 0.01}
     for column in GAP_COLUMNS:
         gate = rule.gates.get(column, mpcf.Gate(on=False))
+        word = mpcf.WORDS[column]
         with gr.Row(equal_height=True):
-            on = gr.Checkbox(gate.on, label=mpcf.WORDS[column], min_width=100, elem_id=f"filter-{column}-on")
-            above = gr.Number(gate.above, label="chosen − other >", min_width=90, step=0.01,
-                              elem_id=f"filter-{column}-above")  # fmt: skip
-            below = gr.Number(gate.tie_below, label="tie <", min_width=70, step=0.01, elem_id=f"filter-{column}-tie")
+            on = gr.Checkbox(gate.on, label=word, container=False, min_width=90, elem_id=f"filter-{column}-on")
+            above = gr.Number(gate.above, label=f"{word} gate", elem_id=f"filter-{column}-above", **bare)
+            below = gr.Number(gate.tie_below, label=f"{word} gate of ties", elem_id=f"filter-{column}-tie", **bare)
         out += [on, above, below]
     return out
 
@@ -160,8 +166,7 @@ def _sources(lab: Lab, study: gr.Dropdown) -> None:
     """Two ways to score gaps: a CSV joined to an import, and local scorers."""
     with gr.Accordion("Get score gaps", open=False, elem_id="filter-sources"):
         imported = gr.Dropdown([], label="import that the CSV belongs to, row by row", elem_id="filter-import")
-        file = gr.File(label="CSV (different_flag, aesthetic_gap, clipscore_gap, vqascore_gap)", file_types=[".csv"],
-                       height=90, elem_id="filter-csv")  # fmt: skip
+        file = gr.File(label="CSV of score gaps", file_types=[".csv"], height=130, elem_id="filter-csv")
         join = gr.Button("Join", size="sm", elem_id="filter-join")
         boxes = [gr.Textbox(label=label, max_lines=1, elem_id=f"filter-{key}") for key, label in FIELDS]
         compute = gr.Button("Compute them here", size="sm", elem_id="filter-compute")
