@@ -127,21 +127,18 @@ def build(lab: Lab) -> None:
         row = stored.get_comparison(lab.store, comparison_id)
         a, strength_a, b, strength_b, words = compare_form.fill(lab, row, step_back)
         known = choices.sampling_policies(lab)  # a search that had been forgotten is back
-        return (
-            gr.Accordion(open=True),
-            gr.Dropdown(known, value=a),
-            strength_a,
-            gr.Dropdown(known, value=b),
-            strength_b,
-            words,
-        )
+        sides = gr.Dropdown(known, value=a), strength_a, gr.Dropdown(known, value=b), strength_b
+        return gr.Accordion(open=True), *sides, words, row.plan["sampler"].get("eta", 0.0)
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     form.go.click(start, form.inputs, [chosen, form.note, fold, *panel], **quiet)
     fresh = [*form.fresh, *search.fresh]
     asked = [chosen, form.a, form.b, form.count, *search.fresh]
     opened = tab.select(enter, asked, [*fresh, chosen, fold, *panel], **quiet)
-    search.go.click(add_search, [form.a, form.eta, *search.inputs], [form.a, form.b, form.eta, search.told], **quiet)
+    added = search.go.click(
+        add_search, [form.a, form.eta, *search.inputs], [form.a, form.b, form.eta, search.told], **quiet
+    )
+    added.then(lambda *values: compare_form.estimate(*values)[0], form.asked, form.note, **quiet)
     search.forget.click(forget_searches, [form.a, form.b], [form.a, form.b, search.told], **quiet)
     opened.then(lambda: compare_curves.lrm_choices(lab), None, curves.lrms, **quiet)
     picker.submit(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)
@@ -156,8 +153,8 @@ def build(lab: Lab) -> None:
     give_up.click(lambda: gr.Row(visible=True), None, sure, **quiet)
     no.click(lambda: gr.Row(visible=False), None, sure, **quiet)
     yes.click(lambda chosen: end(chosen, stored.abandon), chosen, panel, **quiet)
-    again.click(lambda chosen: refill(chosen, False), chosen, [fold, *form.sides], **quiet)
-    earlier.click(lambda chosen: refill(chosen, True), chosen, [fold, *form.sides], **quiet)
+    again.click(lambda chosen: refill(chosen, False), chosen, [fold, *form.sides, form.eta], **quiet)
+    earlier.click(lambda chosen: refill(chosen, True), chosen, [fold, *form.sides, form.eta], **quiet)
     compare_curves.connect(lab, curves, chosen, drawn)
 
 

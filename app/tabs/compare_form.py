@@ -38,6 +38,7 @@ class Form:
     note: gr.Markdown
     go: gr.Button
     inputs: list
+    asked: list  # what `estimate` takes
     search: search_form.SearchForm
 
     @property
@@ -79,12 +80,12 @@ def build() -> Form:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     asked = [source, count, seeds, own, a, b]
     gr.on([each.change for each in asked[:4]], estimate, asked, [note, votes], **quiet)
-    gr.on([a.change, b.change], lambda *values: estimate(*values)[0], asked, note, **quiet)
+    gr.on([a.input, b.input], lambda *values: estimate(*values)[0], asked, note, **quiet)
     source.change(lambda s: (gr.Textbox(visible=s == OWN), gr.Slider(visible=s != OWN)), source, [own, count], **quiet)
     mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **quiet)
     sides = [a, strength_a, more_a, more_strength_a, b, strength_b, more_b, more_strength_b]
     inputs = [*sides, source, count, own, seeds, mode, votes, steps, guidance, eta]
-    return Form(a, strength_a, more_a, b, strength_b, more_b, count, eta, note, go, inputs, search)
+    return Form(a, strength_a, more_a, b, strength_b, more_b, count, eta, note, go, inputs, asked, search)
 
 
 def _side(name: str) -> tuple[gr.Dropdown, gr.Slider]:
