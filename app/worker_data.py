@@ -1,8 +1,9 @@
 """Runs imports and exports in the data lane. Imports no torch.
 
 An import's config is {"upload": folder in `cache/uploads`, "name": the file in it, or the folder's own title if several
-parquet files came together} or {"path": a file or folder of this machine, "name"}, with {"study_id": id or None}; an
-export's {"format": "zip" | "parquet", "study_id"}. The result of both is the last report of `storage/exchange`.
+parquet files came together} or {"path": a file or folder of this machine, "name"}, with {"study_id": id or None, "base":
+of a new study}; an export's {"format": "zip" | "parquet", "study_id"}. The result of both is the last report of
+`storage/exchange`.
 """
 
 import re
@@ -47,7 +48,7 @@ def run_import(task: Task) -> dict:
     folder, path = (None, Path(config["path"])) if "path" in config else uploaded(task.store, config)
     report: dict = {}
     try:
-        for report in import_data(task.store, path, config.get("study_id")):
+        for report in import_data(task.store, path, config.get("study_id"), config.get("base", "scenes")):
             share = report["done"] / report["total"] if report["total"] else None
             task.say(share, _progress(report))
             if task.stopping and not report["finished"]:

@@ -492,7 +492,7 @@ print(state["pairs"], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - befo
 
 
 def test_memory_follows_the_batch_and_not_the_file(tmp_path):
-    """48 MB of pictures in one single row group, the worst that a writer can do; a batch is 4 rows or 8 MB."""
+    """48 MB of pictures in one single row group, the worst that a writer can do; 10 rows or 20 MB are in hand."""
     padding = os.urandom(2**20)  # behind the end of a picture: read and stored, quick to decode
 
     def row(number: int) -> dict:

@@ -60,7 +60,11 @@ def build(lab: Lab) -> Exchange:
                 format_ = gr.Radio(FORMATS, value="zip", label="format", elem_id="data-export-format")
                 out = gr.Button("Export", elem_id="data-export")
             with gr.Column(min_width=320):
-                into = gr.Dropdown([NEW], value=0, label="import into", elem_id="data-import-study")
+                with gr.Row():
+                    into = gr.Dropdown([NEW], value=0, label="import into", elem_id="data-import-study")
+                    base = gr.Textbox(
+                        "scenes", label="base model of a new study", max_lines=1, elem_id="data-import-base"
+                    )
                 upload = gr.File(
                     label="file (.zip, or .parquet: one or all parts)",
                     file_types=list(ENDINGS),
@@ -86,9 +90,9 @@ def build(lab: Lab) -> Exchange:
             return f"⚠️ {error}", gr.skip(), gr.skip()
         return "", *progress(lab)
 
-    def bring_in(files, path, study_id):
+    def bring_in(files, path, study_id, base):
         try:
-            start_import(lab, files, path, study_id or None)
+            start_import(lab, files, path, study_id or None, base)
         except ValueError as error:
             return f"⚠️ {error}", gr.skip(), gr.skip(), gr.skip(), gr.skip()
         return "", None, "", *progress(lab)
@@ -102,7 +106,7 @@ def build(lab: Lab) -> Exchange:
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     out.click(export, [out_study, format_], [note, listing, timer], **quiet)
-    bring.click(bring_in, [upload, path, into], [note, upload, path, listing, timer], **quiet)
+    bring.click(bring_in, [upload, path, into, base], [note, upload, path, listing, timer], **quiet)
     listing.select(act, None, [listing, timer], **quiet)
     timer.tick(lambda: progress(lab), None, [listing, timer], **quiet)
     return Exchange(lab, [out_study, into, listing, timer])
@@ -117,18 +121,23 @@ def start_export(lab: Lab, study_id: int | None, kind: str) -> str:
     return jobs.submit(lab, "export", {"format": kind, "study_id": study_id}, study_id)
 
 
-def start_import(lab: Lab, files: list[str] | None, path: str, study_id: int | None) -> str:
-    """Takes over uploaded files, or checks a path on this machine, and queues the import; returns the job's id."""
+def start_import(
+    lab: Lab, files: list[str] | None, path: str, study_id: int | None, base: str | None = "scenes"
+) -> str:
+    """Takes over uploaded files, or checks a path on this machine, and queues the import; returns the job's id. `base`
+    is that of a study which is made for the data; a study that is there keeps its own."""
     if not files and not (path or "").strip():
         raise ValueError(f"No file is chosen; {WANTED}.")
     if study_id is not None and study_id not in {row.id for row in lab.studies()}:
         raise ValueError("That study is gone; choose another one to import into.")
+    if study_id is None and not (base or "").strip():
+        raise ValueError("A new study needs a base model; give scenes, or the folder or id of the model to train.")
     if files:
         config = uploads.take_over(lab, files, ENDINGS, WANTED)
     else:
         found = uploads.local_path(lab, path)
         config = {"path": str(found), "name": found.name}
-    return jobs.submit(lab, "import", {**config, "study_id": study_id}, study_id)
+    return jobs.submit(lab, "import", {**config, "study_id": study_id, "base": (base or "").strip()}, study_id)
 
 
 def progress(lab: Lab) -> list:
