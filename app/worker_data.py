@@ -1,8 +1,8 @@
 """Runs imports and exports in the data lane. Imports no torch.
 
 An import's config is {"upload": folder in `cache/uploads`, "name": the file in it, or the folder's own title if several
-parquet files came together} or {"path": a file or folder of this machine, "name"}, with {"study_id": id or None, "base":
-of a new study}; an export's {"format": "zip" | "parquet", "study_id"}. The result of both is the last report of
+parquet files came together} or {"path": a file or folder of this machine, "name"}, with {"study_id": id or None,
+"base": of a new study}; an export's {"format": "zip" | "parquet", "study_id"}. The result of both is the last report of
 `storage/exchange`.
 """
 

@@ -29,6 +29,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; }
 td { padding: 6px 10px 6px 0; border-top: 1px solid var(--border-color-primary); vertical-align: top; }
 small, .ex-quiet { color: var(--body-text-color-subdued); }
 details { margin-top: 3px; }
+a { text-decoration: underline; }
 ul { margin: 2px 0 2px 18px; padding: 0; }
 progress { width: 180px; height: 8px; vertical-align: middle; margin-right: 8px; }
 button { border: 1px solid var(--border-color-primary); background: none; color: inherit; border-radius: 4px;
