@@ -7,6 +7,7 @@ command line. How it ended is read from its exit code or, when somebody else sta
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,7 +163,10 @@ def exit_code(task: Task, process: subprocess.Popen, said: str) -> int:
         return process.returncode
     if last != said and last.startswith("error: "):
         return 2
-    return STOPPED if task.stopping or (last != said and last.endswith(RESUME)) else 1
+    if task.stopping or (last != said and last.endswith(RESUME)):
+        return STOPPED
+    first = re.search(r"Root Cause.*?exitcode\s*:\s*(-?\d+)", tail(task.folder / "output.txt"), re.DOTALL)
+    return int(first[1]) if first else 1  # of the process that ended first, as the launcher's last table says
 
 
 def is_running(child: psutil.Process) -> bool:
@@ -190,17 +194,20 @@ def outcome(task: Task, code: int | None) -> dict:
         return {**json.loads(result.read_text()), "run_dir": str(task.folder)}
     if code == STOPPED or (task.stopping and (code is None or code < 0)):
         raise Stopped
-    for name in ("log.txt", "output.txt"):  # a refusal before the run began is in the second only
-        last = last_line(task.folder / name)
-        if last.startswith("error: "):
-            raise TrainingError(last.removeprefix("error: "))
+    output = task.folder / "output.txt"  # a refusal before the run began is in it only
+    ends = [last_line(task.folder / "log.txt"), last_line(output)]
+    if code == 2:  # a launcher talks on after the sentence
+        ends += tail(output).splitlines()[::-1]
+    for line in ends:
+        if line.startswith("error: "):
+            raise TrainingError(line.removeprefix("error: "))
     if code is None:
         raise Vanished("The training process ended without a word, as on a restart of the machine.")
     if code == -signal.SIGKILL:
         raise TrainingError(
             "The system killed the training, most likely because memory ran out; choose a smaller batch and resume."
         )
-    said = last_line(task.folder / "output.txt") or "nothing"
+    said = last_line(output) or "nothing"
     raise TrainingError(f"The training ended with exit code {code} (its last words: {said[:300]}); see its log.")
 
 
@@ -265,12 +272,17 @@ def last_step(folder: Path) -> tuple[int, int]:
 
 def last_line(path: Path) -> str:
     """The last non-empty line of a text file; empty if there is none."""
+    lines = tail(path).strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def tail(path: Path) -> str:
+    """The end of a text file; empty if there is none."""
     if not path.exists():
         return ""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 16384))
-        lines = file.read().decode("utf-8", "replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+        return file.read().decode("utf-8", "replace")
 
 
 def write_json(path: Path, data: dict | list) -> None:

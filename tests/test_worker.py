@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import ROOT, wait_for
 
-from app import jobs, worker_device
+from app import jobs, worker_device, worker_training
 from lpo.config import ConfigError, LRMConfig, to_dict
 from storage import checkpoints
 from storage import jobs as queue
@@ -91,6 +91,25 @@ def test_a_training_on_two_devices_stops_and_goes_on_on_one(lab, labelled_study,
     job = until(lab, job_id, "done")
     first, second = map(int, (folder / "starts.txt").read_text().split())
     assert first == 0 and second > 0 and job["metrics"][-1]["step"] == second + 3
+
+
+def test_what_a_launcher_returns_is_told_apart(tmp_path):
+    class Launched:
+        args, returncode = worker_training.command(2), 1
+
+    class Job:
+        folder, stopping = tmp_path, False
+
+    table = "[1]:\n  exitcode  : -15 (pid: 7)\nRoot Cause (first observed failure):\n  exitcode  : {} (pid: 8)\n===\n"
+    for words, root, said, code in (
+        ("stopped after step 3; continue with --resume", 3, "", 3),
+        ("error: The second GPU fell off the bus.", 2, "step 7", 2),
+        ("step 7", -9, "step 6", -9),  # the system killed one for its memory
+        ("error: of an earlier attempt", 1, "error: of an earlier attempt", 1),
+    ):
+        (tmp_path / "log.txt").write_text(words + "\n")
+        (tmp_path / "output.txt").write_text(table.format(root))
+        assert worker_training.exit_code(Job, Launched, said) == code
 
 
 def test_two_trainings_never_run_at_once(lab, labelled_study, workers):
