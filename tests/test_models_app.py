@@ -1,10 +1,11 @@
 """Models out of the app and into it: the jobs with their real child processes, the links, and what is refused."""
 
+import contextlib
 import json
 import shutil
 import sys
 import zipfile
-from io import BytesIO
+from io import BytesIO, StringIO
 
 import pytest
 from fastapi import FastAPI
@@ -16,6 +17,7 @@ from worker_lab import TaskInHand
 from app import choices, comparisons, jobs, model_routes, models, worker_export
 from app.worker_export import ModelError
 from app.worker_task import Stopped
+from lpo.__main__ import main
 from lpo.config import Policy, from_dict
 from storage import checkpoints, labels
 from storage import jobs as queue
@@ -98,7 +100,18 @@ def test_an_adapter_goes_out_by_a_link_and_comes_in_again(lab, tiny, tmp_path):
     models.take_in(lab, "adapter", str(tmp_path / "wild.safetensors"))  # off the lists: it may come again
 
 
-def test_a_merged_unet_and_an_lrm_can_be_chosen(lab, tiny):
+def here(task, arguments, doing):
+    """As worker_export.child, in this process: the real one needs ten seconds to import torch."""
+    out, err = StringIO(), StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    if code:
+        raise ModelError(err.getvalue().strip())
+    return out.getvalue()
+
+
+def test_a_merged_unet_and_an_lrm_can_be_chosen(lab, tiny, monkeypatch):
+    monkeypatch.setattr(worker_export, "child", here)
     unet, lrm = str(GOLDEN / "tiny_sd15" / "unet"), str(GOLDEN / "lrm_sd15")
     taken = work(lab, models.take_in(lab, "base", unet, "LPO of the paper"))
     value = str(taken["checkpoint_id"])
