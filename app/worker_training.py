@@ -165,8 +165,9 @@ def exit_code(task: Task, process: subprocess.Popen, said: str) -> int:
         return 2
     if task.stopping or (last != said and last.endswith(RESUME)):
         return STOPPED
-    first = re.search(r"Root Cause.*?exitcode\s*:\s*(-?\d+)", tail(task.folder / "output.txt"), re.DOTALL)
-    return int(first[1]) if first else 1  # of the process that ended first, as the launcher's last table says
+    # of the process that ended first, as the launcher's last table says
+    causes = re.findall(r"Root Cause.*?exitcode\s*:\s*(-?\d+)", tail(task.folder / "output.txt"), re.DOTALL)
+    return int(causes[-1]) if causes else 1
 
 
 def is_running(child: psutil.Process) -> bool:
