@@ -8,6 +8,7 @@ over prompts, zero included: where the labels have nothing in common, nothing is
 Differs from the paper: it trains by gradient alone, with half a million labels.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ from lpo.reward_model import LatentRewardModel
 
 FOLDS = 4
 RIDGES = (0.03, 0.1, 0.3, 1.0)  # of the regression, per pair and in units of each feature's spread
+KEEPS = (1.0, 0.5, 0.2, 0.05, 0.0)  # of what the LRM thought before: another taste may have nothing to do with it
+SHARPNESSES = (1.0, 0.5, 0.25)  # factors on the logit scale: few labels cannot bear a very sure LRM
 LENGTHS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # of the step, in units of the image embedding
 
 
@@ -44,36 +47,47 @@ def common_direction(
 def fit_start(
     lrm: LatentRewardModel, features: torch.Tensor, text: torch.Tensor, target: torch.Tensor, weight: torch.Tensor,
     prompts: Sequence[str], seed: int,
-) -> float:
-    """Adds length x (mean text embedding) u^T to the visual projection; returns the length, 0 if no length helps.
+) -> tuple[float, float, float]:
+    """Turns the visual projection V into keep V + (1 - keep) v m^T + length (mean text embedding) u^T, and multiplies
+    the logit scale by `sharpness`.
+
+    u is the common direction; v m^T sends every picture near the mean embedding, so a small `keep` mutes the LRM's own
+    opinion without moving what it is measured from. Returns (keep, length, sharpness): (1, 0, 1) if nothing helps.
 
     features (P, T, 2, K) as in `common_direction`, already guided; text (P, D) projected text embeddings. Prompts go
-    whole into one of FOLDS folds; a length is judged by the pair loss on folds that its direction has not seen.
+    whole into one of FOLDS folds; a choice is judged by the pair loss on folds that its direction has not seen.
     """
     features, text, target, weight = (one.double().cpu() for one in (features, text, target, weight))
     visual = lrm.visual_projection.weight.double().cpu()
+    mean = features.flatten(0, 2).mean(dim=0)
+    still = torch.outer(visual @ mean, mean / (mean @ mean))  # (D, K)
     unit = F.normalize(text, dim=-1)
     towards = F.normalize(unit.mean(dim=0), dim=0)
-    image = features @ visual.T  # (P, T, 2, D)
-    lengths = image.norm(dim=-1).mean() * torch.tensor(LENGTHS, dtype=torch.float64)
+    image, at_rest = features @ visual.T, features @ still.T  # (P, T, 2, D)
+    unit_length = image.norm(dim=-1).mean()
     scale = lrm.logit_scale.double().exp().cpu()
     fold = torch.tensor([rng.key_seed(seed, "lrm-fold", prompt) % FOLDS for prompt in prompts])
-    losses = torch.zeros(len(RIDGES), len(lengths), dtype=torch.float64)
+    choices = [(keep, ridge, length) for keep in KEEPS for ridge in RIDGES for length in LENGTHS]
+    losses = torch.zeros(len(choices), len(SHARPNESSES), dtype=torch.float64)
     for k in range(FOLDS):
         seen, unseen = fold != k, fold == k
         if not seen.any() or not unseen.any():
             continue
-        for row, ridge in enumerate(RIDGES):
-            along = features[unseen] @ common_direction(features[seen], target[seen], weight[seen], ridge)
-            for column, length in enumerate(lengths):
-                moved = F.normalize(image[unseen] + length * along[..., None] * towards, dim=-1)
-                scores = scale * (moved * unit[unseen, None, None]).sum(dim=-1)
-                margin = scores[:, :, 0] - scores[:, :, 1]
-                soft = target[unseen, None].expand_as(margin)
-                wrong = F.binary_cross_entropy_with_logits(margin, soft, reduction="none")
-                losses[row, column] += (wrong.mean(dim=1) * weight[unseen]).sum()
-    row, best = divmod(int(losses.argmin()), len(lengths))
-    direction = common_direction(features, target, weight, RIDGES[row])
-    moved = visual + lengths[best] * towards[:, None] * direction
-    lrm.visual_projection.weight.copy_(moved)
-    return LENGTHS[best]
+        soft = target[unseen, None].expand(-1, features.shape[1])
+        along = {ridge: features[unseen] @ common_direction(features[seen], target[seen], weight[seen], ridge)
+                 for ridge in RIDGES}
+        for i, (keep, ridge, length) in enumerate(choices):
+            start = keep * image[unseen] + (1 - keep) * at_rest[unseen]
+            moved = F.normalize(start + length * unit_length * along[ridge][..., None] * towards, dim=-1)
+            scores = scale * (moved * unit[unseen, None, None]).sum(dim=-1)
+            margin = scores[:, :, 0] - scores[:, :, 1]
+            for j, sharpness in enumerate(SHARPNESSES):
+                wrong = F.binary_cross_entropy_with_logits(sharpness * margin, soft, reduction="none")
+                losses[i, j] += (wrong.mean(dim=1) * weight[unseen]).sum()
+    best, sharp = divmod(int(losses.argmin()), len(SHARPNESSES))
+    (keep, ridge, length), sharpness = choices[best], SHARPNESSES[sharp]
+    direction = common_direction(features, target, weight, ridge)
+    start = keep * visual + (1 - keep) * still
+    lrm.visual_projection.weight.copy_(start + length * unit_length * towards[:, None] * direction)
+    lrm.logit_scale.add_(math.log(sharpness))
+    return keep, length, sharpness
