@@ -76,6 +76,13 @@ def config_of(arguments: argparse.Namespace, prompts: Path) -> LPOConfig:
     return from_preset(LPOConfig, "official", **(settings | changes))
 
 
+def write_prompts(folder: Path, count: int) -> Path:
+    """A prompt file of `count` prompts in `folder`."""
+    file = folder / "prompts.json"
+    file.write_text(json.dumps([f"a red circle above a small blue star, number {i}" for i in range(count)]))
+    return file
+
+
 class Ours:
     """The project's own trainer, driven phase by phase."""
 
@@ -136,9 +143,8 @@ class Theirs:
 
 def run(arguments: argparse.Namespace, folder: Path) -> dict:
     """All numbers of the benchmark."""
-    prompts = [f"a red circle above a small blue star, number {i}" for i in range(arguments.prompts)]
-    (folder / "prompts.json").write_text(json.dumps(prompts))
-    config = config_of(arguments, folder / "prompts.json")
+    file = write_prompts(folder, arguments.prompts)
+    config, prompts = config_of(arguments, file), json.loads(file.read_text())
     meter = Meter(arguments.device)
     if arguments.memory_of:
         name, kept = arguments.memory_of, max(arguments.kept)
@@ -194,22 +200,28 @@ def measure_kept(arguments: argparse.Namespace, meter: Meter, patterns: dict, ke
         reset(patterns[name])
         meter.reset()
         patterns[name].iterate(kept)
-        return dict(meter.seconds)
+        return meter.times()
 
     if arguments.compile:
         patterns["ours"].compile()
-        found["first_compiled_iteration"] = sum(once("ours").values())
+        once("ours")
+        found["first_compiled_iteration"] = sum(meter.seconds.values())
     runs = measure.alternate({name: lambda name=name: once(name) for name in patterns}, arguments.repeats)
-    totals = {name: [sum(run.values()) for run in runs[name]] for name in patterns}
+    totals = {name: [sum(run[phase] for phase in PHASES) for run in runs[name]] for name in patterns}
     for name in patterns:
         phases = {phase: measure.spread([run[phase] for run in runs[name]]) for phase in PHASES}
         found[name]["seconds"] = {**phases, "all": measure.spread(totals[name])}
+        found[name]["processor_seconds"] = measure.spread([run["processor"] for run in runs[name]])
         found[name]["tflop_per_second"] = sum(found[name]["tflop"].values()) / found[name]["seconds"]["all"]["median"]
     if "naive" in patterns:
         found["ratio"] = {
             **{p: measure.ratios(*([run[p] for run in runs[n]] for n in ("ours", "naive"))) for p in PHASES},
             "all": measure.ratios(totals["ours"], totals["naive"]),
         }
+        if not meter.cuda:
+            found["ratio"]["processor"] = measure.ratios(
+                *([r["processor"] for r in runs[n]] for n in ("ours", "naive"))
+            )
     return found
 
 
@@ -284,6 +296,12 @@ def _seconds(found: dict) -> str:
             ratio = found["ratio"][phase]
             cells.append(f"**{ratio['median']:.2f}** ({ratio['least']:.2f} to {ratio['most']:.2f})")
         rows.append([phase, *cells])
+    if found[names[0]]["processor_seconds"]["most"] > 0:
+        cells = [f"{found[n]['processor_seconds']['median']:.3f}" for n in names]
+        if "ratio" in found:
+            ratio = found["ratio"]["processor"]
+            cells.append(f"**{ratio['median']:.2f}** ({ratio['least']:.2f} to {ratio['most']:.2f})")
+        rows.append(["all, processor time", *cells])
     titles = [f"{n}, s" for n in names] + (["ours / naive, least to most"] if "ratio" in found else [])
     return measure.table(["", *titles], rows)
 

@@ -3,6 +3,8 @@ the project trains) and, beside it, with both pictures of every pair encoded ane
 
     python -m benchmarks.lrm_step --size tiny
     python -m benchmarks.lrm_step --size sd15 --device cuda --batch-size 16 --gradient-checkpointing
+
+Seconds are the processor's on a CPU, wall-clock on a GPU.
 """
 
 from __future__ import annotations
@@ -123,7 +125,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict:
         meter.reset()
         step()
         encode()
-        return dict(meter.seconds)
+        return meter.steady()
 
     if arguments.compile:
         trainer.lrm.tune(dataclasses.replace(trainer.config, compile=True))

@@ -1,6 +1,7 @@
 """What the speed benchmarks share: the stopwatch with its counters, the common flags, tables and JSON.
 
-Seconds are wall-clock with the GPU waited for at both ends of a phase. Network evaluations are counted in rows (one
+Seconds are wall-clock with the GPU waited for at both ends of a phase; on a CPU the processor time is kept too, which
+other processes on a busy machine do not lengthen. Network evaluations are counted in rows (one
 guidance branch of one latent) by a hook on the mid block. FLOPs are counted by torch.utils.flop_counter (2 per
 multiply-add; matrix products, convolutions and attention, forward and backward) in one untimed run.
 """
@@ -59,13 +60,22 @@ class Meter:
     def __init__(self, device: str):
         self.cuda = device.startswith("cuda")
         self.stack: list[str] = []
-        self.clock = 0.0
+        self.clock = self.processor = 0.0
         self.counter: FlopCounterMode | None = None
         self.counted = 0
         self.reset()
 
+    def times(self) -> dict[str, float]:
+        """Seconds by phase; under "processor" the processor's of all phases (0 on a GPU: they say nothing there)."""
+        return {**self.seconds, "processor": 0.0 if self.cuda else sum(self.processor_seconds.values())}
+
+    def steady(self) -> dict[str, float]:
+        """Seconds by phase: the processor's on a CPU, which a busy machine does not lengthen, else wall-clock."""
+        return dict(self.seconds if self.cuda else self.processor_seconds)
+
     def reset(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.processor_seconds: dict[str, float] = defaultdict(float)
         self.rows: dict[str, int] = defaultdict(int)
         self.flops: dict[str, int] = defaultdict(int)
 
@@ -83,12 +93,13 @@ class Meter:
         """Books what has passed since the last turn to the phase that was running."""
         if self.cuda:
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now, processor = time.perf_counter(), time.process_time()
         total = self.counter.get_total_flops() if self.counter else 0
         if self.stack:
             self.seconds[self.stack[-1]] += now - self.clock
             self.flops[self.stack[-1]] += total - self.counted
-        self.clock, self.counted = now, total
+            self.processor_seconds[self.stack[-1]] += processor - self.processor
+        self.clock, self.counted, self.processor = now, total, processor
 
     @contextlib.contextmanager
     def counting_flops(self) -> Iterator[None]:

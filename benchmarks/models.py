@@ -119,6 +119,8 @@ def write_model(config: dict, path: Path, dtype: torch.dtype, device: str) -> No
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    from lpo.backbones.trunk import cast
+
     torch.manual_seed(0)
     end = config["vocabulary"] - 1
     tokens = {"vocab_size": config["vocabulary"], "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
@@ -136,7 +138,8 @@ def write_model(config: dict, path: Path, dtype: torch.dtype, device: str) -> No
             second = CLIPTextConfig(**config["text_encoder_2"], **tokens)
             parts["text_encoder_2"] = CLIPTextModelWithProjection(second)
     for name, part in parts.items():
-        part.to(dtype).save_pretrained(path / name)
+        cast(part, dtype)
+        part.save_pretrained(path / name)
     DDIMScheduler(**SCHEDULER).save_pretrained(path / "scheduler")
     index = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
     for name in ("tokenizer", "tokenizer_2") if "text_encoder_2" in config else ("tokenizer",):

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> dict:
         meter.reset()
         with meter("sampling"):
             list(sample(policy, [PROMPT], seeds=range(PICTURES), steps=arguments.steps, batch_size=PICTURES))
-        return dict(meter.seconds)
+        return meter.steady()
 
     if arguments.memory_of:
         return {"peak": measure.peak_of(arguments.device, lambda: draw(load()))}

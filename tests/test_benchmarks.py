@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import gpu, lpo_iteration, lrm_step, pictures, work
+from benchmarks import gpu, lpo_iteration, lrm_step, pictures, variants, work
 
 PROMPTS, SIBLINGS, STEPS, KEPT = 2, 2, 3, 4
 
@@ -39,6 +39,7 @@ def test_lpo_iteration(models, tmp_path, capsys, size):
         "policy with gradients": 2 * trained,
         "reference": 2 * trained,
     }
+    assert found["agreement"]["pairs"] == 1.0
     assert found["agreement"]["gradients"] < 5e-3 and found["agreement"]["losses"] < 5e-3
     # the forward and the backward of both pictures against those of one
     assert found["ours"]["tflop"]["training"] == pytest.approx(found["naive"]["tflop"]["training"] / 2, rel=1e-6)
@@ -117,3 +118,16 @@ def test_full_sizes_are_the_published_models():
     assert rows["sdxl"]["trunk"] / rows["sdxl"]["network"] == pytest.approx(0.434, abs=0.003)
     assert 2 < rows["sd15"]["forward and backward"] / rows["sd15"]["network"] < 3
     assert "28 pairs, all" in work.report(found)
+
+
+def test_variants_count_what_each_leaves_out(models, tmp_path, capsys):
+    flags = ["--prompts", "1", "--siblings", "4", "--steps", "4", "--train-batch-size", "4"]  # t = 751, 501, 251, 1
+    assert variants.main([*common(models, tmp_path / "a.json"), *flags]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())["rows"].values()
+    assert [(r["policy"], r["policy with gradients"], r["LRM"]) for r in found] == [
+        (8 + 8, 8, 32),  # 4 steps, 4 pairs, 4 siblings, two guidance branches
+        (2 + 2, 2, 8),
+        (8 + 8, 8, 16),
+        (2 + 2, 2, 4),
+    ]
+    assert "| both | 4 | 2 | 4 |" in capsys.readouterr().out
