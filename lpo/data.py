@@ -185,16 +185,23 @@ class LatentCache:
     def get(self, pictures: Sequence[str | Path]) -> tuple[torch.Tensor, torch.Tensor]:
         """Means and stds (N, C, h, w) fp32 on the CPU, in the order of `pictures`; encodes what is missing."""
         paths = [self.path(picture) for picture in pictures]
-        missing = {path: picture for path, picture in zip(paths, pictures, strict=True) if not path.is_file()}
-        todo = sorted(missing)
+        self.fill(dict(zip(paths, pictures, strict=True)))
+        return self.load(paths)
+
+    def fill(self, pictures: dict[Path, str | Path]) -> None:
+        """Encodes those of `pictures`, {path of the latents: path of the picture}, whose latents are missing."""
+        todo = sorted(path for path in pictures if not path.is_file())
         for start in range(0, len(todo), self.batch_size):
             batch = todo[start:start + self.batch_size]
-            mean, std = self.encode(torch.stack([load_picture(missing[path], self.size) for path in batch]))
+            mean, std = self.encode(torch.stack([load_picture(pictures[path], self.size) for path in batch]))
             for path, one_mean, one_std in zip(batch, mean.float().cpu(), std.float().cpu(), strict=True):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix(f".{os.getpid()}.part")
                 save_file({"mean": one_mean.contiguous(), "std": one_std.contiguous()}, part)
                 part.replace(path)
+
+    def load(self, paths: Sequence[Path]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means and stds (N, C, h, w) of latents that are there."""
         loaded = [self._load(path) for path in paths]
         return torch.stack([one["mean"] for one in loaded]), torch.stack([one["std"] for one in loaded])
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,14 +26,13 @@ from lpo.config import ConfigError, LPOConfig, to_dict
 from lpo.diffusion import log_prob
 from lpo.evaluation import HeldOut
 from lpo.losses import lpo_loss
+from lpo.lpo_metrics import iteration_metrics, update_metrics
 from lpo.lrm_files import latent_space
 from lpo.prompts import read_prompts
 from lpo.ranks import ALONE, Ranks, portions
 from lpo.reward_model import LatentRewardModel
 from lpo.rollout import Pair, plan, rollout
 from lpo.run_dir import Run, write_json
-
-FEW, MANY = 0.05, 0.9  # kept fractions outside this range deserve a warning
 
 
 class LPOTrainer:
@@ -100,7 +98,9 @@ class LPOTrainer:
                 self.trained += len(batch)
                 if self.trained < len(self.pending):
                     yield None
-            metrics = self._iteration_metrics()
+            metrics = {"step": self.step + 1, "total": config.iterations, **iteration_metrics(self.sums)}
+            if "warning" in metrics:
+                self.run.log(f"warning: {metrics['warning']}")
             if (self.step + 1) % config.eval_every == 0 or self.step + 1 == config.iterations:
                 yield from self.heldout.measure(self.run.samples / f"step_{self.step + 1:06d}")
                 metrics |= self.heldout.result()
@@ -161,7 +161,7 @@ class LPOTrainer:
     def _update(self, batch: Sequence[Pair], conditioning: Conditioning) -> None:
         """One optimiser step. The n pairs of `batch` are those of all ranks; this one takes its share in portions."""
         config, n = self.config, len(batch)
-        share, ts, columns = self.ranks.share(n), [pair.t for pair in batch], []
+        share, columns = self.ranks.share(n), []
         self.optimizer.zero_grad(set_to_none=True)
         for part in portions(share, self.portion, config.compile):
             columns.append(self._backward([batch[row] for row in part.rows], part.weights, n, conditioning))
@@ -169,26 +169,16 @@ class LPOTrainer:
         self.ranks.add(weight.grad for weight in self.weights.values() if weight.grad is not None)
         bound = config.max_grad_norm or math.inf  # an infinite bound measures only
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.weights.values(), bound))
-        losses, margin, log_ratios, clamped, drift = self.ranks.gather(columns, n).T.contiguous()  # (n,) each
-        mean_loss = float(losses.sum() / n)
-        if not math.isfinite(mean_loss) or not math.isfinite(grad_norm):
+        columns = self.ranks.gather(columns, n)
+        row = update_metrics(columns, grad_norm)
+        if not math.isfinite(row["loss"]) or not math.isfinite(grad_norm):
             raise ConfigError(f"The loss is not finite in iteration {self.step + 1}: lower lr, or use float32.")
         self.updates += 1
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, self.updates / max(config.lr_warmup_steps, 1))
         self.optimizer.step()
-        self.sums["updates"].append(
-            {
-                "pairs": n,
-                "loss": mean_loss,
-                "margin": float(margin.mean()),
-                # A fresh adapter has margin 0 everywhere: half right.
-                "implicit_accuracy": float((log_ratios > 0).float().mean() + 0.5 * (log_ratios == 0).float().mean()),
-                "clamp_fraction": float(clamped.mean()),
-                "grad_norm": grad_norm,
-            }
-        )
-        self.sums["drift"] += [[t, float(d)] for t, d in zip(ts, drift, strict=True)]
+        self.sums["updates"].append(row)
+        self.sums["drift"] += [[pair.t, drift] for pair, drift in zip(batch, columns[:, 4].tolist(), strict=True)]
 
     def _backward(
         self, batch: Sequence[Pair], shares: Sequence[float], n: int, conditioning: Conditioning
@@ -220,28 +210,6 @@ class LPOTrainer:
         log_ratios = log_ratio_winner.detach() - log_ratio_loser.detach()
         clamped = (terms.clamped_winner.float() + terms.clamped_loser.float()) / 2
         return torch.stack([weighted.detach(), terms.margin.detach(), log_ratios, clamped, drift], dim=1)
-
-    def _iteration_metrics(self) -> dict:
-        """The iteration's metrics: means over its kept pairs. Without kept pairs only the sampling half."""
-        sums, counts = self.sums, self.sums["kept"]
-        seen, kept = sum(n for _, n in counts.values()), sum(k for k, _ in counts.values())
-        metrics: dict = {"step": self.step + 1, "total": self.config.iterations, "pairs": kept}
-        updates, total = sums["updates"], sum(u["pairs"] for u in sums["updates"])
-        for name in ("loss", "margin", "implicit_accuracy", "clamp_fraction", "grad_norm") if updates else ():
-            metrics[name] = sum(u[name] * u["pairs"] for u in updates) / total
-        metrics |= {"reward": sums["reward"], "gap": sums["gap"], "kept_fraction": kept / seen}
-        if sums["drift"]:
-            metrics["drift"] = math.sqrt(sum(d * d for _, d in sums["drift"]) / len(sums["drift"]))
-        metrics["kept_by_t"] = {str(t): k / n for t, (k, n) in counts.items()}
-        by_t = defaultdict(list)
-        for t, d in sums["drift"]:
-            by_t[t].append(d)
-        metrics["drift_by_t"] = {str(t): math.sqrt(sum(d * d for d in ds) / len(ds)) for t, ds in sorted(by_t.items())}
-        if not FEW <= kept / seen <= MANY:
-            advice = "lower the thresholds" if kept / seen < FEW else "raise the thresholds"
-            metrics["warning"] = f"{kept} of {seen} pairs were kept: {advice}, or check the LRM's temperature."
-            self.run.log(f"warning: {metrics['warning']}")
-        return metrics
 
     def _step_weights(self) -> dict[int, float]:
         """Loss weight of every branched step: 1, or for 'equal' the inverse of its gradient weight, with mean 1."""

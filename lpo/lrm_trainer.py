@@ -5,8 +5,6 @@ compared), independent noise per picture, score both, pair loss, clip, step. Hel
 training prompts is set aside for calibration: it chooses the checkpoint (keep "best") and fits the one temperature.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,20 +12,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from lpo import rng
-from lpo.backbones import Backbone, load_policy, pick_dtype
-from lpo.backbones.latent_space import require_same
+from lpo.backbones import load_policy, pick_dtype
 from lpo.calibration import describe, fit_temperature
 from lpo.config import LRMConfig, Policy
-from lpo.data import DataError, LatentCache, Pair, normalise_prompt, prompt_hash, read_pairs
+from lpo.data import DataError, Pair, normalise_prompt, prompt_hash, read_pairs
 from lpo.losses import pair_loss
-from lpo.lrm_files import from_backbone, latent_space
+from lpo.lrm_init import split_calibration, start_lrm
 from lpo.lrm_start import fit_start
+from lpo.noisy_pairs import NoisyPairs
 from lpo.ranks import ALONE, Ranks, portions
-from lpo.reward_model import LatentRewardModel
 
 HEADS = ("visual_projection", "text_projection", "logit_scale")
 EVAL_PAIRS, EVAL_TIMESTEPS, EVAL_BATCH = 400, 10, 64
@@ -45,55 +40,6 @@ class Stoppable(Protocol):
     stop_requested: bool
 
     def log(self, text: str) -> None: ...
-
-
-def split_calibration(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, calibration) pairs; whole prompts move, in a keyed order, until the calibration share is reached."""
-    sizes: dict[str, int] = {}
-    for pair in pairs:
-        sizes[normalise_prompt(pair.prompt)] = sizes.get(normalise_prompt(pair.prompt), 0) + 1
-    aside: set[str] = set()
-    held = 0
-    for prompt in sorted(sizes, key=lambda text: rng.key_seed(seed, "lrm-calibration", text)):
-        if held + sizes[prompt] <= share * len(pairs):
-            aside.add(prompt)
-            held += sizes[prompt]
-    return ([pair for pair in pairs if normalise_prompt(pair.prompt) not in aside],
-            [pair for pair in pairs if normalise_prompt(pair.prompt) in aside])
-
-
-def start_lrm(config: LRMConfig, backbone: Backbone) -> LatentRewardModel:
-    """The LRM that training starts from, in the latent space of `backbone`, with temperature 1.
-
-    A warm start's temperature moves into its logit scale, so its scores stay what they were and the loss sees them so.
-    """
-    if config.init == "base":
-        lrm = from_backbone(backbone, config.projection_dim, config.seed, config.feature_layer, config.t5)
-        lrm.with_guidance(config.guidance_scale)
-        if config.text_projection:
-            if lrm.text_projection is None:
-                raise DataError(f"{config.base} compares with its pooled text as it is; leave text_projection empty")
-            lrm.init_heads(config.seed, _read_text_projection(config.text_projection, lrm.text_projection.weight.shape))
-    else:
-        lrm = LatentRewardModel.from_pretrained(config.init, config.base, config.device, config.dtype)
-        require_same(latent_space(lrm, config.base), backbone.fingerprint(), config.init, config.base,
-                     config.allow_latent_mismatch)
-        with torch.no_grad():
-            lrm.logit_scale -= math.log(lrm.temperature)
-        lrm.temperature = 1.0
-    return lrm
-
-
-def _read_text_projection(path: str, shape: torch.Size) -> torch.Tensor:
-    try:
-        weight = load_file(path)["text_projection.weight"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(f"{path} is no safetensors file with text_projection.weight; give CLIP's, or leave it out "
-                        "to start from the identity") from error
-    if weight.shape != shape:
-        raise DataError(f"text_projection.weight in {path} is {tuple(weight.shape)}, but {tuple(shape)} is needed; "
-                        "set projection_dim to fit, or leave the file out")
-    return weight.float()
 
 
 class LRMTrainer:
@@ -125,6 +71,7 @@ class LRMTrainer:
         peaks = (config.lr if config.heads_lr is None else config.heads_lr, config.lr)
         groups = [{"params": part, "peak": peak} for part, peak in zip((heads, others), peaks, strict=True) if part]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+        self.due: dict[str, float] | None = None  # a step's metrics that still lack their evaluation
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "weights": {}}
         self._fitted: tuple[int, float] | None = None  # (step, temperature): fitted once a checkpoint
         self.grid = [1 + 1000 * k // config.timesteps for k in range(config.timesteps)]
@@ -132,8 +79,10 @@ class LRMTrainer:
         if not self.grid:
             raise DataError(f"no timestep of the grid of {config.timesteps} lies in [{config.t_min}, {config.t_max}]; "
                             "widen the window or use more timesteps")
-        self.process = backbone.process
-        self._encode(backbone, pairs)
+        folder = Path(config.latent_cache) if config.latent_cache else run.path / "latents"
+        run.log(f"{len(self.pairs)} pairs to train, {len(self.aside)} to calibrate, {len(self.heldout)} held out; "
+                f"latents of their pictures in {folder}")
+        self.pictures = NoisyPairs(config, backbone, pairs, folder, ranks)
         if config.fit_start:
             self._fit_start()
 
@@ -144,21 +93,6 @@ class LRMTrainer:
             raise DataError(f"{len(shared)} held-out prompts, such as {shared[0]!r}, trained the LRM that this run "
                             "starts from, so they cannot test it; start from another LRM or remove these pairs")
 
-    def _encode(self, backbone: Backbone, pairs: list[Pair]) -> None:
-        pictures = sorted({str(picture) for pair in pairs for picture in (pair.first, pair.second)})
-        folder = Path(self.config.latent_cache) if self.config.latent_cache else self.run.path / "latents"
-        self.run.log(f"{len(self.pairs)} pairs to train, {len(self.aside)} to calibrate, {len(self.heldout)} held out; "
-                     f"latents of {len(pictures)} pictures in {folder}")
-        # what the encoder makes of fixed pictures names it; at worst another machine's rounding encodes once more
-        encoder = hashlib.blake2b(json.dumps(backbone.fingerprint()).encode(), digest_size=8).hexdigest()
-        factor = 64 // backbone.encode(torch.zeros(1, 3, 64, 64))[0].shape[-1]
-        _, height, width = backbone.latent_shape()
-        cache = LatentCache(folder, backbone.encode, encoder, (height * factor, width * factor))
-        cache.get([pictures[row] for row in self.ranks.share(len(pictures)).rows])
-        self.ranks.any(False)  # all are encoded now
-        self.mean, self.std = cache.get(pictures)
-        self.row = {picture: row for row, picture in enumerate(pictures)}
-
     @torch.no_grad()
     def _fit_start(self) -> None:
         """See lpo/lrm_start.py; depends on the labels and the seed alone, so a resumed run does the same."""
@@ -168,44 +102,39 @@ class LRMTrainer:
             text = self.lrm.encode_text([pair.prompt for pair in part] * 2)
             empty = self.lrm.encode_text([""])
             for t in self.grid[::4]:
-                noisy, times = self._noised(part, [t] * len(part), [("lrm-start", t, pair.id) for pair in part])
+                noise = [("lrm-start", t, pair.id) for pair in part]
+                noisy, times = (x.to(self.lrm.device) for x in self.pictures.noised(part, [t] * len(part), noise))
                 seen = self.lrm.guided(self.lrm.features(noisy, times, text, empty))
                 columns.append(seen.view(2, len(part), -1).transpose(0, 1))
             features.append(torch.stack(columns, dim=1))
             texts.append(self.lrm.text_features(text.pooled[:len(part)]))
         target, weight = (torch.tensor(one) for one in zip(*((p.target, p.weight) for p in self.pairs), strict=True))
         prompts = [normalise_prompt(pair.prompt) for pair in self.pairs]
-        length = fit_start(self.lrm, torch.cat(features), torch.cat(texts), target, weight, prompts, self.config.seed)
-        self.run.log(f"start fitted to what chosen pictures have in common: {length:g} embeddings along it")
+        found = fit_start(self.lrm, torch.cat(features), torch.cat(texts), target, weight, prompts, self.config.seed)
+        self.run.log("start fitted to what chosen pictures have in common: {:g} of the earlier opinion kept, "
+                     "{:g} embeddings along it, {:g} times as sure".format(*found))
 
     def margins(self, pairs: list[Pair], timesteps: list[int], draws: list[tuple[int | str, ...]]) -> torch.Tensor:
-        """(N,) score of the first minus score of the second picture, both noised to the pair's timestep.
-
-        `draws`: one key a pair; its noise depends on the run's seed, this key and the side, not on the batch.
-        """
-        noisy, t = self._noised(pairs, timesteps, draws)
+        """(N,) score of the first minus score of the second picture, both noised to the pair's timestep; `draws` are
+        the keys of the noise, one a pair."""
+        noisy, t = (part.to(self.lrm.device) for part in self.pictures.noised(pairs, timesteps, draws))
         first, second = self.lrm.score(noisy, t, [pair.prompt for pair in pairs] * 2).chunk(2)
         return first - second
 
-    def _noised(
-        self, pairs: list[Pair], timesteps: list[int], draws: list[tuple[int | str, ...]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy latents (2 N, C, h, w), all first pictures and then all second ones, and their timesteps (2 N,)."""
-        keys = [(self.config.seed, *draw, side) for side in ("first", "second") for draw in draws]
-        rows = [self.row[str(pair.first)] for pair in pairs] + [self.row[str(pair.second)] for pair in pairs]
-        clean, shape = self.mean[rows], tuple(self.mean.shape[1:])
-        if self.config.resample_latents:
-            clean = clean + self.std[rows] * torch.stack([rng.normal(shape, *key, "posterior") for key in keys])
-        noise = torch.stack([rng.normal(shape, *key, "noise") for key in keys])
-        t = torch.tensor(timesteps * 2)
-        noisy = self.process.add_noise(clean, noise, t)
-        return noisy.to(self.lrm.device), t.to(self.lrm.device)
-
-    def train(self) -> Iterator[dict[str, float]]:
-        """From the current step to config.steps, one dict of metrics a step (docs/metrics.md)."""
+    def train(self) -> Iterator[dict[str, float] | None]:
+        """From the current step to config.steps, one dict of metrics a step (docs/metrics.md), or None if a stop cuts
+        an evaluation short: it is done again when the run goes on."""
         config, n = self.config, len(self.pairs)
         self.lrm.eval()  # no dropout: a reward must be a function
-        while self.step < config.steps:
+        while self.step < config.steps or self.due:
+            if self.due:
+                found = self._evaluate_quickly()
+                if found is None:
+                    yield None
+                    continue
+                metrics, self.due = self.due | found, None
+                yield metrics
+                continue
             places = [divmod(self.step * config.batch_size + i, n) for i in range(config.batch_size)]
             order = {epoch: rng.permutation(n, config.seed, "lrm-order", epoch) for epoch in {e for e, _ in places}}
             batch = [self.pairs[order[epoch][place]] for epoch, place in places]
@@ -243,8 +172,9 @@ class LRMTrainer:
                        "loss": loss.item(), "accuracy": agree, "margin": margins.abs().mean().item(),
                        "grad_norm": norm.item(), "lr": rate, "logit_scale": self.lrm.logit_scale.exp().item()}
             if self.step % config.eval_every == 0 or self.step == config.steps:
-                metrics |= self._evaluate_quickly()
-            yield metrics
+                self.due = metrics
+            else:
+                yield metrics
 
     def _set_rate(self) -> float:
         config = self.config
@@ -256,11 +186,14 @@ class LRMTrainer:
             group["lr"] = group["peak"] * factor
         return config.lr * factor
 
-    def _evaluate_quickly(self) -> dict[str, float]:
-        """Calibration and held-out accuracy and log-loss over a few timesteps; remembers the best checkpoint."""
+    def _evaluate_quickly(self) -> dict[str, float] | None:
+        """Calibration and held-out accuracy and log-loss over a few timesteps; remembers the best checkpoint. None when
+        asked to stop."""
         found: dict[str, float] = {}
         for name, pairs in (("calibration", self.aside), ("heldout", self.heldout[:EVAL_PAIRS // 2])):
             margins = self.score_pairs(pairs, self.grid[::4])
+            if margins is None and pairs:
+                return None
             if margins is None:
                 continue
             losses = describe(*_columns(margins, pairs), resamples=1)
@@ -290,14 +223,14 @@ class LRMTrainer:
             columns.append(torch.cat(parts).numpy())
         return np.stack(columns, axis=1) if columns else None
 
-    def temperature(self) -> float:
-        """Fitted on the calibration pairs over the timestep grid; 1 without such pairs, or when asked to stop."""
+    def temperature(self) -> float | None:
+        """Fitted on the calibration pairs over the timestep grid; 1 without such pairs, None when asked to stop."""
         if self._fitted is not None and self._fitted[0] == self.step:
             return self._fitted[1]
         pairs = self.aside[:EVAL_PAIRS]
         margins = self.score_pairs(pairs, self.grid[::2])
         if margins is None:
-            return 1.0
+            return None if pairs else 1.0
         targets = np.repeat([pair.target for pair in pairs], margins.shape[1])
         weights = np.repeat([pair.weight for pair in pairs], margins.shape[1]) / margins.shape[1]
         self._fitted = (self.step, fit_temperature(margins, targets, weights, prior=TEMPERATURE_PRIOR))
@@ -311,7 +244,7 @@ class LRMTrainer:
         pairs = self.heldout[:EVAL_PAIRS]
         timesteps = self.grid[::max(1, len(self.grid) // EVAL_TIMESTEPS)]
         margins = self.score_pairs(pairs, timesteps)
-        if self.ranks.any(self.run.stop_requested):
+        if temperature is None or self.ranks.any(self.run.stop_requested):
             return None
         result = {"step": self.best["step"] if self.best["weights"] else self.step, "temperature": temperature,
                   "training_pairs": len(self.pairs), "calibration_pairs": len(self.aside), "heldout_pairs": len(pairs)}
@@ -327,9 +260,11 @@ class LRMTrainer:
         prompts = {prompt_hash(pair.prompt) for pair in [*self.pairs, *self.aside]} | set(known)
         meta = {"base": self.config.base, "init": self.config.init, "step": self.step, "pairs": len(self.pairs),
                 "training_prompts": sorted(prompts)}
-        self.lrm.temperature = self.temperature()
-        if self.ranks.main:
-            self.lrm.save(path, meta)
+        temperature = self.temperature()
+        if temperature is None or not self.ranks.main:
+            return  # asked to stop: a checkpoint is calibrated or not there
+        self.lrm.temperature = temperature
+        self.lrm.save(path, meta)
         self.lrm.temperature = 1.0
         self.lrm.meta["training_prompts"] = known
 
@@ -338,7 +273,7 @@ class LRMTrainer:
         if not self.ranks.main:
             return
         part = Path(path).with_suffix(".part")
-        torch.save({"step": self.step, "best": self.best, "optimizer": self.optimizer.state_dict(),
+        torch.save({"step": self.step, "due": self.due, "best": self.best, "optimizer": self.optimizer.state_dict(),
                     "weights": {name: weight.detach() for name, weight in self.weights.items()}}, part)
         part.replace(path)
 
@@ -346,7 +281,7 @@ class LRMTrainer:
         state = torch.load(path, map_location="cpu", weights_only=True)
         self._load_weights(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.due = state["step"], state["best"], state.get("due")
 
     @torch.no_grad()
     def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:

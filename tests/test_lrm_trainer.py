@@ -12,7 +12,8 @@ from PIL import Image
 
 from lpo.config import LRMConfig
 from lpo.data import DataError, normalise_prompt, read_pairs
-from lpo.lrm_trainer import LRMTrainer, TrainingError, split_calibration
+from lpo.lrm_init import split_calibration
+from lpo.lrm_trainer import LRMTrainer, TrainingError
 from lpo.reward_model import LatentRewardModel
 
 TINY = Path(__file__).parent / "data" / "golden" / "tiny_sd15"
@@ -81,8 +82,8 @@ def test_it_learns_what_was_chosen(folder: Path) -> None:
     one = trainer(folder, steps=12, batch_size=8, lr=3e-3, t_max=500, calibration=0.0, eval_every=12)
     # an untrained VAE says little of a picture, so chosen and rejected are told apart in the latents
     for pair in [*one.pairs, *one.heldout]:
-        one.mean[one.row[str(pair.first)], 0] = 2 * pair.target - 1
-        one.mean[one.row[str(pair.second)], 0] = 1 - 2 * pair.target
+        one.pictures.mean[one.pictures.row[str(pair.first)], 0] = 2 * pair.target - 1
+        one.pictures.mean[one.pictures.row[str(pair.second)], 0] = 1 - 2 * pair.target
     metrics = list(one.train())
     # a tie counts log 2 less, as in the official code, so a loss near 0 is reached by knowing the rest
     assert np.mean([row["loss"] for row in metrics[-4:]]) < 0.45 and metrics[-1]["heldout_accuracy"] == 1.0
@@ -115,7 +116,7 @@ def test_both_pictures_of_a_pair_share_t_but_not_noise(folder: Path, monkeypatch
     next(one.train())
     x, t, prompts = calls[0]
     assert torch.equal(t[:30], t[30:]) and prompts[:30] == prompts[30:] and set(t.tolist()) == {1, 201, 401, 601, 801}
-    alpha = one.alphas[t].view(-1, 1, 1, 1)
+    alpha = one.pictures.process.alphas[t].view(-1, 1, 1, 1)
     assert len(one.pairs) < 30  # so the batch repeats pairs, whose noise must differ all the same
     spread = ((x[:30] - x[30:]) / (1 - alpha[:30]).sqrt()).flatten(1).std(dim=1)
     assert (spread > 0.8).all()  # the same noise on both sides would leave only the pictures
@@ -154,6 +155,25 @@ def test_a_stopped_run_goes_on_bit_for_bit(folder: Path, tmp_path: Path, changes
     assert whole.result() == resumed.result()
 
 
+def test_a_stop_during_an_evaluation_loses_nothing(folder: Path, tmp_path: Path) -> None:
+    whole = trainer(folder, keep="best")
+    expected = list(whole.train())
+    stopped, found = trainer(folder, keep="best"), []
+    for metrics in stopped.train():
+        if metrics is None:
+            break
+        found.append(metrics)
+        stopped.run.stop_requested = metrics["step"] == 2  # before the evaluation of step 3
+    assert stopped.step == 3 and len(found) == 2
+    stopped.save(tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists(), "a checkpoint is calibrated or not there"
+    stopped.save_state(tmp_path / "state.pt")
+    resumed = trainer(folder, keep="best")
+    resumed.load_state(tmp_path / "state.pt")
+    assert found + list(resumed.train()) == expected
+    assert resumed.result() == whole.result()
+
+
 def test_stop_during_the_final_measurement_gives_no_result(folder: Path) -> None:
     run = Run(folder)
     one = trainer(folder, run, steps=1)
@@ -169,7 +189,7 @@ def test_saved_lrm_scores_the_same_calibrated_and_remembers_its_prompts(folder: 
     list(one.train())
     one.save(tmp_path / "lrm")
     loaded = LatentRewardModel.from_pretrained(tmp_path / "lrm", device="cpu")
-    x, t, prompts = torch.randn(2, *one.mean.shape[1:]), torch.tensor([1, 501]), ["prompt 1", "prompt 2"]
+    x, t, prompts = torch.randn(2, *one.pictures.mean.shape[1:]), torch.tensor([1, 501]), ["prompt 1", "prompt 2"]
     with torch.no_grad():
         expected = one.lrm.score(x, t, prompts) / one.temperature()
         assert torch.allclose(loaded.score(x, t, prompts), expected, atol=1e-4)
@@ -207,6 +227,6 @@ def test_bad_input_has_one_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no safetensors file with text_projection\.weight"):
         trainer(folder, text_projection=str(folder / "pairs.jsonl"))
     one = trainer(folder)
-    one.mean[:] = math.nan
+    one.pictures.mean[:] = math.nan
     with pytest.raises(TrainingError, match="not finite at step 1"):
         next(one.train())
