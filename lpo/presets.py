@@ -178,7 +178,7 @@ _SOURCED: dict[str, dict[str, dict]] = {
             "beta": (31.0, "per nat: 500 at 4x64x64 is 31 at 4x16x16"),
             "threshold_min": (0.08, "measured: 0.35 to 0.5 keeps 7 % of the pairs of a 200-label LRM, this 52 %"),
             "threshold_max": (0.2, "measured, as threshold_min"),
-            "t_min": (300, "measured: judge +0.003 against -0.006 with every t, intervals overlap; less than half the time"),
+            "t_min": (300, "measured: judge +0.003, with every t -0.006 (intervals overlap); half the time"),
             "t_max": (700, "measured, as t_min"),
             "score_timestep": ("own", "ours"),
             "lora_rank": (8, "prototype on Scenes"),
