@@ -115,7 +115,7 @@ def _load_official(folder: Path, base: str | None, dtype: torch.dtype) -> Latent
     try:
         heads = torch.load(folder / "state_dict.pt", map_location="cpu", weights_only=True)
         visual = heads["visual_projection"]["weight"]
-        trunk = trunk_class(official_kind(folder)).from_official(folder, source)
+        trunk = trunk_class(official_kind(folder)).from_official(folder, source, dtype)
         model = LatentRewardModel(trunk, visual.shape[0])
         with torch.no_grad():
             model.visual_projection.weight.copy_(visual)

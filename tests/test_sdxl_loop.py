@@ -27,7 +27,7 @@ def base(tmp_path_factory) -> str:
     return tiny_models.write_sdxl(tmp_path_factory.mktemp("sdxl") / "tiny_sdxl")
 
 
-LPO = ["--iterations", "2", "--steps", "4", "--prompts_per_iteration", "2", "--train_batch_size", "3",
+LPO = ["--iterations", "3", "--steps", "4", "--prompts_per_iteration", "2", "--train_batch_size", "3",
        "--siblings", "2", "--threshold_min", "0", "--threshold_max", "0", "--save_every", "100", "--eval_every", "1",
        "--eval_seeds", "1", "--lr", "1e-3", "--gradient_checkpointing", "true", "--device", "cpu"]  # fmt: skip
 

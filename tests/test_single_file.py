@@ -84,7 +84,7 @@ def test_missing_configuration_is_one_sentence_offline(files, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     assert "stabilityai/stable-diffusion-xl-base-1.0" in done.stderr and str(tmp_path / "alone") in done.stderr
-    command[5] = "someone/some-model"
+    command[5], command[-1] = "someone/some-model", str(tmp_path / "run2")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "HF_HUB_OFFLINE" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 

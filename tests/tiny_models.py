@@ -56,11 +56,11 @@ def vae(seed: int = 1, **changes) -> AutoencoderKL:
 def write_sd21(folder: Path, prediction_type: str = "v_prediction") -> str:
     """SD2.1: linear projections in attention, an OpenCLIP-like text encoder without its last layer, padded with "!"."""
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(8, 16, 16, 16), attention_head_dim=(1, 2, 2, 2), cross_attention_dim=32,
+        sample_size=16, block_out_channels=(8, 16, 16, 16), attention_head_dim=(1, 2, 2, 2), cross_attention_dim=40,
         norm_num_groups=8, use_linear_projection=True,
     )  # fmt: skip
     pipe = StableDiffusionPipeline(
-        vae(), text_encoder(CLIPTextModel, 3, 32, "gelu"), tokenizer("!"), randomise(unet, 2),
+        vae(), text_encoder(CLIPTextModel, 3, 40, "gelu"), tokenizer("!"), randomise(unet, 2),
         PNDMScheduler(**SCHEDULE, skip_prk_steps=True, prediction_type=prediction_type), None, None,
         requires_safety_checker=False,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def write_sdxl(folder: Path, vae_model: AutoencoderKL | None = None, force_zeros
     """SDXL at 128 pixels: three levels, the first without attention, two text encoders, added size conditions."""
     unet = UNet2DConditionModel(
         sample_size=16, block_out_channels=(8, 16, 24), attention_head_dim=(1, 2, 3), cross_attention_dim=16 + 24,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=4,
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
         transformer_layers_per_block=(1, 1, 2), addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 24,

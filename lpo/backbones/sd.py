@@ -47,8 +47,8 @@ class StableDiffusion:
             )
         if unet.config.addition_embed_type != self.added_condition:
             raise ConfigError(
-                f"The UNet of {base} is not that of a {self.pipeline.__name__} (SDXL's takes picture sizes, the others' "
-                "do not): correct _class_name in its model_index.json, or get the model again."
+                f"The UNet of {base} is not that of a {self.pipeline.__name__} (SDXL's takes picture sizes, the "
+                "others' do not): correct _class_name in its model_index.json, or get the model again."
             )
         for name, part in parts.items():
             if isinstance(part, torch.nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ class StableDiffusion3Trunk:
         return trunk
 
     @classmethod
-    def from_official(cls, folder: Path, source: str) -> StableDiffusion3Trunk:
+    def from_official(cls, folder: Path, source: str, dtype: torch.dtype) -> StableDiffusion3Trunk:
         raise ConfigError(f"{folder} cannot be read: there is no official layout of SD3 LRMs, only this program's own.")
 
     def export_official(self, folder: Path, source: str, state: dict[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -72,11 +73,11 @@ class StableDiffusionTrunk:
         return cls(unet, text_encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
 
     @classmethod
-    def from_official(cls, folder: Path, source: str) -> StableDiffusionTrunk:
+    def from_official(cls, folder: Path, source: str, dtype: torch.dtype) -> StableDiffusionTrunk:
         """A text encoder that was frozen in training is not in the folder; it is the base's."""
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        unet = load_part(UNet2DConditionModel, str(folder), "unet", dtype)
         own = (folder / "text_encoder").is_dir()
-        text_encoder = CLIPTextModel.from_pretrained(folder if own else source, subfolder="text_encoder")
+        text_encoder = load_part(CLIPTextModel, str(folder) if own else source, "text_encoder", dtype)
         return cls(unet, text_encoder, CLIPTokenizer.from_pretrained(config_folder(source), subfolder="tokenizer"))
 
     def export_official(self, folder: Path, source: str, state: dict[str, Tensor]) -> None:

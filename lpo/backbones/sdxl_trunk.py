@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lpo.backbones import Conditioning, Features
 from lpo.backbones.sd_trunk import export_text_encoder, export_unet, part_of, plain_config, tokenize
-from lpo.backbones.source import config_folder
+from lpo.backbones.source import config_folder, load_part
 from lpo.backbones.trunk import TextEncoding
 from lpo.backbones.unet import guided_features, pooled_width, strip
 from lpo.config import ConfigError
@@ -91,11 +91,11 @@ class StableDiffusionXLTrunk:
         return cls(unet, TextTowers(encoders, read_tokenizers(str(folder))), tuple(architecture["size"]))
 
     @classmethod
-    def from_official(cls, folder: Path, source: str) -> StableDiffusionXLTrunk:
+    def from_official(cls, folder: Path, source: str, dtype: torch.dtype) -> StableDiffusionXLTrunk:
         """Text encoders that were frozen in training are not in the folder; they are the base's."""
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        unet = load_part(UNet2DConditionModel, str(folder), "unet", dtype)
         encoders = tuple(
-            kind.from_pretrained(folder if (folder / name).is_dir() else source, subfolder=name)
+            load_part(kind, str(folder) if (folder / name).is_dir() else source, name, dtype)
             for name, kind in zip(NAMES, KINDS, strict=True)
         )
         config = config_folder(source)

@@ -63,7 +63,7 @@ class Trunk(Protocol):
     @classmethod
     def from_description(cls, architecture: dict, folder: Path) -> Trunk: ...  # untrained weights; tokenizers of folder
     @classmethod
-    def from_official(cls, folder: Path, source: str) -> Trunk: ...  # official LRM folder; tokenizers of the base
+    def from_official(cls, folder: Path, source: str, dtype: torch.dtype) -> Trunk: ...  # tokenizers of the base
     def export_official(self, folder: Path, source: str, state: dict[str, Tensor]) -> None: ...
 
 
