@@ -57,17 +57,19 @@ def _heldout_words(heldout: int) -> str:
 
 
 def amount(kind: str, config: LRMConfig | LPOConfig) -> float:
-    """The size of a training in arbitrary units that grow as its time does."""
+    """The size of a training in arbitrary units that grow as its time does: pairs of all steps for an LRM; for LPO
+    network evaluations, roughly, of all iterations and of the evaluations between them."""
     if kind == "train-lrm":
         return config.steps * config.batch_size * (1.0 if config.train == "full" else 0.7)
-    window = (min(config.t_max, 1000) - config.t_min) / 1000
-    return (
-        config.iterations * config.prompts_per_iteration * config.steps * max(0.05, window) * (1 + config.siblings / 2)
-    )
+    window = max(0.05, (min(config.t_max, 1000) - config.t_min) / 1000)
+    iterations = config.iterations * config.prompts_per_iteration * config.steps * window * (1 + config.siblings / 2)
+    evaluations = 1 + math.ceil(config.iterations / config.eval_every)
+    return iterations + evaluations * config.eval_count * config.eval_seeds * config.steps
 
 
-# Seconds per unit of `amount` on Scenes and two cores, until a run of this lab has told better.
-FIRST_GUESS = {"train-lrm": 0.012, "train-lpo": 0.0105}
+# Processor seconds on Scenes, one thread, until a run of this lab has told better: to begin and to end, then per unit of
+# `amount` (90 LRM steps of 16 took 90 s, an LPO iteration 7.0 s; `python -m benchmarks.training_time` measures again).
+FIRST_GUESS = {"train-lrm": (20.0, 0.055), "train-lpo": (12.0, 0.0195)}
 
 
 def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int = 1) -> str:
@@ -85,7 +87,8 @@ def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int 
             seconds = last["seconds"] * last["total"] / last["step"] * amount(kind, config) / amount(kind, past)
             return f"About {duration(seconds)}, judging by your last run."
     if base == "scenes" and processes == 1:
-        return f"About {duration(amount(kind, config) * FIRST_GUESS[kind])} on two processor cores."
+        fixed, unit = FIRST_GUESS[kind]
+        return f"About {duration(fixed + unit * amount(kind, config))} on one processor core."
     return "How long it takes is not known yet; the first steps will tell."
 
 
