@@ -67,8 +67,8 @@ def amount(kind: str, config: LRMConfig | LPOConfig) -> float:
     return iterations + evaluations * config.eval_count * config.eval_seeds * config.steps
 
 
-# Processor seconds on Scenes, one thread, until a run of this lab has told better: to begin and to end, then per unit of
-# `amount` (90 LRM steps of 16 took 90 s, an LPO iteration 7.0 s; `python -m benchmarks.training_time` measures again).
+# Processor seconds on Scenes, one thread, until a run of this lab has told better: to begin and to end, then per unit
+# of `amount` (90 LRM steps of 16 took 90 s, an LPO iteration 7.0 s; `benchmarks.training_time` measures again).
 FIRST_GUESS = {"train-lrm": (20.0, 0.055), "train-lpo": (12.0, 0.0195)}
 
 
