@@ -70,11 +70,14 @@ def lpo_rows(n=12, kept=0.3, **changes):
 
 
 def test_the_estimate_learns_from_the_last_run(lab):
-    config = from_preset(LPOConfig, "scenes")
+    size = {"prompts_per_iteration": 6, "steps": 20, "siblings": 4, "t_min": 0, "t_max": 1000}
+    size |= {"eval_every": 10, "eval_count": 16, "eval_seeds": 2}
+    config = from_preset(LPOConfig, "scenes", iterations=20, **size)
     assert "on one processor core" in training.estimate(lab, "train-lpo", config)
-    write_run(lab, "train-lpo", lpo_rows())
+    write_run(lab, "train-lpo", lpo_rows(), iterations=20, **size)
     assert training.estimate(lab, "train-lpo", config) == "About 6 minutes, judging by your last run."
-    twice = from_preset(LPOConfig, "scenes", iterations=2 * config.iterations)
+    # 40 x 6 x 20 x 3 and 5 evaluations of 32 x 20, against 20 x 6 x 20 x 3 and 3 evaluations: 1.93 times as much
+    twice = from_preset(LPOConfig, "scenes", iterations=40, **size)
     assert training.estimate(lab, "train-lpo", twice) == "About 12 minutes, judging by your last run."
 
 
