@@ -4,7 +4,8 @@
 
 Writes a file of `--rows` rows in row groups of `--group` (HF `datasets` writes 100 to 1000), imports it in a process of
 its own into an empty lab, kills that process once half-way, and lets another one finish. The peaks are of resident
-memory as the kernel saw it (VmHWM). Pictures are noise over a gradient, about as many bytes as a JPEG of that size.
+memory as the kernel saw it (VmHWM); they follow the page, which writers fill with up to 1,024 rows of a group. Pictures
+are noise over a gradient, about as many bytes as a JPEG of that size.
 """
 
 import argparse

@@ -68,7 +68,7 @@ class Source:
 
     def _open(self, file: Path) -> pq.ParquetFile:
         try:
-            # buffered and without pre-buffering: memory follows the batch, not the row group
+            # buffered and without pre-buffering: memory follows the page and the batch, not the row group
             return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
         except (pa.ArrowException, OSError) as error:
             raise ExchangeError(f"{file.name} is not a readable parquet file; download or export it again.") from error
