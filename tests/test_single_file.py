@@ -46,7 +46,7 @@ def files(tmp_path_factory):
 def test_a_single_file_is_its_folder(files, kind):
     base, file = files[kind]
     whole, single = (load_policy(Policy(str(path)), "cpu") for path in (base, file))
-    assert pipeline_class(str(file)) == single.pipeline.__name__ and single.timesteps(7) == whole.timesteps(7)
+    assert pipeline_class(str(file)) == single.pipeline and single.timesteps(7) == whole.timesteps(7)
     for name in single.kinds:
         ours, theirs = getattr(single, name, None), getattr(whole, name, None)
         if isinstance(ours, torch.nn.Module):

@@ -80,7 +80,8 @@ def write_sdxl(folder: Path, vae_model: AutoencoderKL | None = None, force_zeros
     pipe = StableDiffusionXLPipeline(
         vae_model or vae(4, scaling_factor=0.13025, force_upcast=True), text_encoder(CLIPTextModel, 5, 16),
         text_encoder(CLIPTextModelWithProjection, 6, 24, "gelu"), tokenizer(), tokenizer("!"),
-        randomise(unet, 7 + seed), EulerDiscreteScheduler(**SCHEDULE), force_zeros_for_empty_prompt=force_zeros,
+        randomise(unet, 7 + seed), EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=force_zeros,
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return str(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -28,7 +28,7 @@ from lpo.config import Adapter, ConfigError, Policy
 class StableDiffusion:
     """The `Backbone` of Stable Diffusion 1.x / 2.x. `base` is the name the user gave, `source` what it resolved to."""
 
-    pipeline, added_condition = StableDiffusionPipeline, None
+    pipeline, added_condition = "StableDiffusionPipeline", None
     kinds: ClassVar[dict[str, type]] = {
         "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
@@ -47,7 +47,7 @@ class StableDiffusion:
             )
         if unet.config.addition_embed_type != self.added_condition:
             raise ConfigError(
-                f"The UNet of {base} is not that of a {self.pipeline.__name__} (SDXL's takes picture sizes, the "
+                f"The UNet of {base} is not that of a {self.pipeline} (SDXL's takes picture sizes, the "
                 "others' do not): correct _class_name in its model_index.json, or get the model again."
             )
         for name, part in parts.items():

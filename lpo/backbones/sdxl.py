@@ -6,26 +6,25 @@ as LPO's official roll-out has it. The official LRM differs: its unconditional b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lpo.backbones import Conditioning, Features
 from lpo.backbones.sd import StableDiffusion
 from lpo.backbones.sdxl_trunk import StableDiffusionXLTrunk, TextTowers, size_ids
-from lpo.backbones.source import config_folder
+from lpo.backbones.source import model_index
 from lpo.backbones.unet import Added, guided_features
 
 
 class StableDiffusionXL(StableDiffusion):
     """The `Backbone` of Stable Diffusion XL. See lpo/backbones/sd.py."""
 
-    pipeline, added_condition = StableDiffusionXLPipeline, "text_time"
+    pipeline, added_condition = "StableDiffusionXLPipeline", "text_time"
     kinds: ClassVar[dict[str, type]] = {
         "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
@@ -48,8 +47,7 @@ class StableDiffusionXL(StableDiffusion):
     @classmethod
     def from_pretrained(cls, source: str, base: str, device: torch.device, dtype: torch.dtype) -> StableDiffusionXL:
         backbone = super().from_pretrained(source, base, device, dtype)
-        index = StableDiffusionXLPipeline.load_config(config_folder(source) if os.path.isfile(source) else source)
-        backbone.zero_empty = index.get("force_zeros_for_empty_prompt", True)
+        backbone.zero_empty = model_index(source).get("force_zeros_for_empty_prompt", True)
         return backbone
 
     @torch.no_grad()

@@ -9,8 +9,9 @@ import json
 import os
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
@@ -58,19 +59,29 @@ def pipeline_class(source: str) -> str:
     """The pipeline's `_class_name` of a resolved base. Raises ConfigError if it cannot be told."""
     if os.path.isfile(source):
         return _family(source)[0]
-    folder = Path(source)
-    if not folder.is_dir():
+    index = model_index(source)
+    if "_class_name" not in index:
+        raise ConfigError(f"{source}/model_index.json is damaged: get the model folder again.")
+    return index["_class_name"]
+
+
+def model_index(source: str) -> dict:
+    """model_index.json of a resolved base. Raises ConfigError if it is not readable."""
+    folder = Path(config_folder(source))
+    if folder.is_dir():
         try:
-            return DiffusionPipeline.load_config(source)["_class_name"]
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"The model {source} could not be fetched nor found on disk: check the name, the network and "
-                "HF_HUB_OFFLINE, or give a local folder."
-            ) from error
+            return json.loads((folder / "model_index.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{folder}/model_index.json is damaged: get the model folder again.") from error
+    from diffusers import DiffusionPipeline  # slow, and it talks to stderr: only for hub ids
+
     try:
-        return json.loads((folder / "model_index.json").read_text())["_class_name"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ConfigError(f"{folder}/model_index.json is damaged: get the model folder again.") from error
+        return DiffusionPipeline.load_config(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The model {source} could not be fetched nor found on disk: check the name, the network and "
+            "HF_HUB_OFFLINE, or give a local folder."
+        ) from error
 
 
 def _family(file: str) -> tuple[str, str]:
@@ -117,7 +128,7 @@ def load_part(kind: type, source: str, name: str, dtype: torch.dtype = torch.flo
     return kind.from_pretrained(config_folder(source), subfolder=name)
 
 
-def load_parts(kinds: dict[str, type], pipeline: type, source: str, base: str, dtype: torch.dtype) -> dict:
+def load_parts(kinds: dict[str, type], pipeline: str, source: str, base: str, dtype: torch.dtype) -> dict:
     """All components of a base, {name: object}. Raises ConfigError; `base` is the user's name of it."""
     try:
         if not os.path.isfile(source):
@@ -125,13 +136,14 @@ def load_parts(kinds: dict[str, type], pipeline: type, source: str, base: str, d
         config = config_folder(source)
         # The scheduler and the tokenizers are in the configuration; the text encoders need the pipeline's own loader.
         own = {name: load_part(kind, source, name) for name, kind in kinds.items() if not _has_weights(kind)}
-        whole = pipeline.from_single_file(source, config=config, torch_dtype=dtype, **own, **_unwanted(config))
+        own |= _unwanted(config)
+        whole = getattr(diffusers, pipeline).from_single_file(source, config=config, torch_dtype=dtype, **own)
         return {name: getattr(whole, name) for name in kinds}
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"The model {base} could not be loaded as {pipeline.__name__}: {reason}") from error
+        raise ConfigError(f"The model {base} could not be loaded as {pipeline}: {reason}") from error
 
 
 def _has_weights(kind: type) -> bool:
@@ -140,5 +152,5 @@ def _has_weights(kind: type) -> bool:
 
 def _unwanted(config: str) -> dict[str, None]:
     """Components of the pipeline that are never used here."""
-    index = json.loads((Path(config) / "model_index.json").read_text())
+    index = model_index(config)
     return {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
