@@ -12,7 +12,7 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import ModelMixin
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -73,10 +73,8 @@ def model_index(source: str) -> dict:
             return json.loads((folder / "model_index.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise ConfigError(f"{folder}/model_index.json is damaged: get the model folder again.") from error
-    from diffusers import DiffusionPipeline  # slow, and it talks to stderr: only for hub ids
-
     try:
-        return DiffusionPipeline.load_config(source)
+        return json.loads(Path(hf_hub_download(source, "model_index.json")).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"The model {source} could not be fetched nor found on disk: check the name, the network and "
