@@ -53,6 +53,7 @@ FROM_BASE = {"init": "base", "fit_start": "false", "steps": 300, "batch_size": 3
 PLANS = {
     "full": Plan((0, 25, 50, 100, 200, 800), (0, 1, 2), 400, 300, 4, 200, (0, 1, 2)),
     "medium": Plan((0, 50, 200, 800), (0, 1, 2), 400, 300, 2, 200, (0, 1)),
+    "longer": Plan((0, 200), (0, 1), 400, 300, 2, 200, (0,), lpo={"iterations": 100}, tastes=("alignment",)),
     "short": Plan((0, 50, 200), (0, 1), 200, 100, 2, 200, (0,)),
     "style": Plan((200,), (0,), 200, 100, 2, 200, (0,), FROM_BASE, tastes=("style",)),
     "quick": Plan(

@@ -139,8 +139,9 @@ def test_shown_flags_give_the_config_back(command):
     default = from_preset(CONFIGS[command], "scenes")
     changes = {"train-lpo": {"beta": 9.0, "antithetic": True}, "train-lrm": {"train": "heads", "lr": 0.1}}
     changes |= {"sample": {"seeds": (1, 2), "height": 64}, "trace": {"prompt": "a red star", "siblings": 4}}
-    searched = dataclasses.replace(default.policy, search=Search("steps", "lrm", 8, 100)) if command == "trace" else None
-    wanted = dataclasses.replace(default, **changes[command], **({"policy": searched} if searched else {}))
+    if command == "trace":
+        changes["trace"]["policy"] = dataclasses.replace(default.policy, search=Search("steps", "lrm", 8, 100))
+    wanted = dataclasses.replace(default, **changes[command])
     assert settings_of(command, *to_args(wanted, default)) == wanted
 
 
