@@ -68,8 +68,9 @@ def amount(kind: str, config: LRMConfig | LPOConfig) -> float:
 
 
 # Processor seconds on Scenes, one thread, until a run of this lab has told better: to begin and to end, then per unit
-# of `amount` (90 LRM steps of 16 took 90 s, an LPO iteration 7.0 s; `benchmarks.training_time` measures again).
-FIRST_GUESS = {"train-lrm": (20.0, 0.055), "train-lpo": (12.0, 0.0195)}
+# of `amount`. By `python -m benchmarks.training_time`: 0.032 s a pair of an LRM step; an LPO iteration of 6 prompts
+# 6.5 s, which is 0.018 a unit, and a picture of an evaluation 0.34 s, which is 0.017.
+FIRST_GUESS = {"train-lrm": (15.0, 0.032), "train-lpo": (10.0, 0.018)}
 
 
 def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int = 1) -> str:
