@@ -1,7 +1,7 @@
 """Warms up a latent reward model for Scenes without a single label, so that curves mean something before the first vote
 and few votes go far. The LRM that ships with Scenes was made by
 
-    python -m lpo.warmup --model lpo/scenes/weights/model --out runs/warmup --minutes 50
+    python -m lpo.warmup --model lpo/scenes/weights/model --out runs/warmup --minutes 42
 
 Its trunk starts as the model's own down and mid blocks, its text encoder as the model's. It then learns which of two
 captions made which of two pictures (symmetric InfoNCE over 2 x 2 hard negatives), and which of two pictures of one
