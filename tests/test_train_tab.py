@@ -211,3 +211,19 @@ def test_devices_are_offered_where_there_are_several(start_server, page, tmp_pat
     page.screenshot(path=tmp_path / "train.png")
     assert started()["processes"] == 2
     store.close()
+
+
+def test_an_lrm_that_is_finished_while_the_tab_is_open_becomes_the_judge(start_server, page):
+    server = start_server("--no-workers")
+    store = storage.open(server.data_dir)
+    page.goto(server.url)
+    page.click("#tab-train-button")
+    adapter, judge = page.get_by_role("tab", name="2 · Adapter (LPO)"), page.locator("#train-lpo-judge input")
+    adapter.click()
+    expect(judge).to_have_value("Scenes, as shipped")
+    page.get_by_role("tab", name="1 · Reward model (LRM)").click()
+    study = storage.labels.list_studies(store)[0]
+    checkpoints.add_checkpoint(store, kind="lrm", name="LRM 1", path="runs/1/checkpoints/final", study_id=study.id)
+    adapter.click()
+    expect(judge).to_have_value("LRM 1")
+    store.close()

@@ -26,10 +26,10 @@ def build(lab: Lab) -> None:
     with gr.Row():
         with gr.Column(scale=5, min_width=420):
             with gr.Tabs(elem_id="train-kinds"):
-                with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm"):
+                with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm") as first:
                     enough = gr.Markdown()
                     lrm_start, lrm_told, lrm_devices, lrm_init = _lrm_form(lab, chosen)
-                with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo"):
+                with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo") as second:
                     gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
                     lpo_start, lpo_told, lpo_devices, lpo_policy, lpo_lrm = _lpo_form(lab, chosen)
             imported = train_models.import_form(lab)
@@ -53,7 +53,10 @@ def build(lab: Lab) -> None:
         )
 
     pickers = [lrm_init, lpo_policy, lpo_lrm, gr.State(None), lrm_devices, lpo_devices]
-    entered = tab.select(enter, pickers, [enough, *pickers], show_progress="hidden", api_visibility="private")
+    offered = {"fn": enter, "inputs": pickers, "outputs": [enough, *pickers]}
+    entered = tab.select(**offered, show_progress="hidden", api_visibility="private")
+    for form in (first, second):  # an LRM may have been finished while its own form was looked at
+        form.select(**offered, show_progress="hidden", api_visibility="private")
     for event in (entered, lrm_start, lpo_start):
         refresh(event)
     lrm_told(entered)
