@@ -1,6 +1,7 @@
 """The whole method on SDXL through the commands, and in half precision: nothing above a backbone knows which it is."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -49,8 +50,9 @@ def test_train_trace_and_score(base, tmp_path):
              str(tmp_path / "e.json")]  # fmt: skip
     assert main(["train-lpo", *files, *LPO, "--run-dir", str(tmp_path / "whole")]) == 0
     cut = tmp_path / "cut"
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # another number rounds otherwise
     process = subprocess.Popen([sys.executable, "-m", "lpo", "train-lpo", *files, *LPO, "--run-dir", str(cut)],
-                               stdout=subprocess.DEVNULL)  # fmt: skip
+                               stdout=subprocess.DEVNULL, env=threads)  # fmt: skip
     try:
         deadline = time.monotonic() + 300
         while not (cut / "metrics.jsonl").exists():
