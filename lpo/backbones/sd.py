@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -15,17 +12,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lpo import diffusion
 from lpo.backbones import Conditioning, Features
-from lpo.backbones.latent_space import encode_pictures, vae_fingerprint
+from lpo.backbones.latent_diffusion import LatentDiffusion
+from lpo.backbones.latent_space import vae_fingerprint
 from lpo.backbones.lora import AdapterStack
 from lpo.backbones.sd_trunk import StableDiffusionTrunk, tokenize
 from lpo.backbones.source import load_part, load_parts
-from lpo.backbones.speed import SpeedSettings, tune
 from lpo.backbones.trunk import cast
 from lpo.backbones.unet import Added, guided_features
-from lpo.config import Adapter, ConfigError, Policy
+from lpo.config import ConfigError
 
 
-class StableDiffusion:
+class StableDiffusion(LatentDiffusion):
     """The `Backbone` of Stable Diffusion 1.x / 2.x. `base` is the name the user gave, `source` what it resolved to."""
 
     pipeline, added_condition = "StableDiffusionPipeline", None
@@ -56,14 +53,12 @@ class StableDiffusion:
                 # fp16 overflows in Stable Diffusion's VAE unless it was made for it; bf16 and fp32 do not.
                 upcast = name == "vae" and dtype == torch.float16 and vae.config.force_upcast
                 cast(part, torch.float32 if upcast else dtype)
-        self.unet, self.vae, self.scheduler = unet.to(memory_format=torch.channels_last), vae, scheduler
+        self.unet, self.scheduler = unet.to(memory_format=torch.channels_last), scheduler
         self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
-        self.device, self.policy = device, Policy(base)
-        self.process = diffusion_process(scheduler, device)
-        self.adapters = AdapterStack(
-            unet, "unet", {name: part for name, part in parts.items() if name.startswith("text_encoder")}
+        encoders = {name: part for name, part in parts.items() if name.startswith("text_encoder")}
+        super().__init__(
+            vae, diffusion_process(scheduler, device), AdapterStack(self.unet, "unet", encoders), base, device
         )
-        self._fingerprint: dict | None = None
 
     @property
     def alphas(self) -> Tensor:
@@ -88,18 +83,6 @@ class StableDiffusion:
         ids = tokenize(self.tokenizer, self.text_encoder, [*prompts, negative_prompt]).to(self.device)
         states = self.text_encoder(ids)[0]
         return Conditioning(states[:-1], states[-1:].expand(len(prompts), -1, -1))
-
-    @torch.no_grad()
-    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled posterior mean and std (B, C, h, w), fp32, of pictures (B, 3, H, W) in [-1, 1]."""
-        return encode_pictures(self.vae, pictures)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1], fp32, of scaled latents."""
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
-        pictures = self.vae.decode((latents / scale + shift).to(self.device, self.vae.dtype)).sample
-        return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -138,52 +121,12 @@ class StableDiffusion:
         """What the UNet is told besides time and text: nothing."""
         return None
 
-    def transition(
-        self, x_t: Tensor, prediction: Tensor, t: int | Tensor, prev_t: int | Tensor, eta: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.process.step(x_t, prediction, t, prev_t, eta)
-
-    def step_std(self, t: int | Tensor, prev_t: int | Tensor, eta: float) -> Tensor:
-        return self.process.step_std(t, prev_t, eta)
-
-    def step_sensitivity(self, t: int | Tensor, prev_t: int | Tensor, eta: float) -> Tensor:
-        return self.process.step_sensitivity(t, prev_t, eta)
-
     def features(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features:
         return guided_features(self.unet, x_t, t, conditioning)
 
     def trunk(self, feature_layer: int = 18, t5: bool = False) -> StableDiffusionTrunk:
         """The early blocks and text encoder as an LRM's trunk. The backbone cannot sample afterwards."""
         return StableDiffusionTrunk(self.unet, self.text_encoder, self.tokenizer)
-
-    def fingerprint(self) -> dict:
-        """Of the latent space; computed once."""
-        if self._fingerprint is None:
-            self._fingerprint = vae_fingerprint(self.vae, self.process)
-        return self._fingerprint
-
-    # Adapters
-    def set_adapters(self, adapters: Sequence[Adapter]) -> None:
-        self.adapters.set_frozen(adapters)
-        self.policy = replace(self.policy, adapters=tuple(adapters))
-
-    def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None:
-        self.adapters.add_trainable(rank, targets, seed)
-
-    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
-        return self.adapters.trainable_parameters()
-
-    def reference(self) -> AbstractContextManager[None]:
-        return self.adapters.reference()
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.unet.enable_gradient_checkpointing()
-
-    def tune(self, settings: SpeedSettings) -> None:
-        tune(self.unet, self.device, settings)
-
-    def save_adapter(self, path: Path) -> None:
-        self.adapters.save(path)
 
 
 def diffusion_process(scheduler: DDIMScheduler, device: torch.device | str = "cpu") -> diffusion.Diffusion:

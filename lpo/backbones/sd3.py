@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
@@ -15,18 +12,18 @@ from torch import Tensor
 
 from lpo import diffusion
 from lpo.backbones import Conditioning, Features
-from lpo.backbones.latent_space import encode_pictures, scale_and_shift, vae_fingerprint
+from lpo.backbones.latent_diffusion import LatentDiffusion
+from lpo.backbones.latent_space import vae_fingerprint
 from lpo.backbones.lora import AdapterStack
 from lpo.backbones.mmdit import FEATURE_LAYER, check_layer, guided_features
 from lpo.backbones.sd3_text import TextTowers
 from lpo.backbones.sd3_trunk import StableDiffusion3Trunk, without_t5
 from lpo.backbones.source import load_part
-from lpo.backbones.speed import SpeedSettings, tune
 from lpo.backbones.trunk import cast
-from lpo.config import Adapter, ConfigError, Policy
+from lpo.config import ConfigError
 
 
-class StableDiffusion3:
+class StableDiffusion3(LatentDiffusion):
     """The `Backbone` of Stable Diffusion 3.x. `base` is the name the user gave, `source` what it resolved to.
 
     t = 1000 sigma, rounded to thousandths (see Backbone); sigma comes from the live scheduler, shift and all.
@@ -52,12 +49,9 @@ class StableDiffusion3:
         for part in (transformer, vae, *dict(towers.named()).values()):
             part.requires_grad_(False).eval().to(device)
             cast(part, torch.float32 if part is vae and upcast else dtype)
-        self.transformer, self.vae, self.towers = transformer, vae, towers
-        self.scheduler, self.device, self.policy = scheduler, device, Policy(base)
-        self.process = diffusion.Flow()
+        self.transformer, self.towers, self.scheduler = transformer, towers, scheduler
         clips = {name: one for name, one in towers.named() if name != "text_encoder_3"}
-        self.adapters = AdapterStack(transformer, "transformer", clips)
-        self._fingerprint: dict | None = None
+        super().__init__(vae, diffusion.Flow(), AdapterStack(transformer, "transformer", clips), base, device)
 
     @classmethod
     def from_pretrained(cls, source: str, base: str, device: torch.device, dtype: torch.dtype) -> StableDiffusion3:
@@ -89,18 +83,6 @@ class StableDiffusion3:
         states, pooled = self.towers.encode([*prompts, negative_prompt], self.device, self.transformer.dtype)
         many = len(prompts)
         return Conditioning(states[:-1], states[-1:].expand(many, -1, -1), pooled[:-1], pooled[-1:].expand(many, -1))
-
-    @torch.no_grad()
-    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled posterior mean and std (B, C, h, w), fp32, of pictures (B, 3, H, W) in [-1, 1]."""
-        return encode_pictures(self.vae, pictures)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1], fp32, of scaled latents."""
-        scale, shift = scale_and_shift(self.vae)
-        pictures = self.vae.decode((latents / scale + shift).to(self.device, self.vae.dtype)).sample
-        return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         config = self.transformer.config
@@ -151,17 +133,6 @@ class StableDiffusion3:
             pooled_projections=pooled.to(dtype),
         ).sample.float()
 
-    def transition(
-        self, x_t: Tensor, prediction: Tensor, t: float | Tensor, prev_t: float | Tensor, eta: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.process.step(x_t, prediction, t, prev_t, eta)
-
-    def step_std(self, t: float | Tensor, prev_t: float | Tensor, eta: float) -> Tensor:
-        return self.process.step_std(t, prev_t, eta)
-
-    def step_sensitivity(self, t: float | Tensor, prev_t: float | Tensor, eta: float) -> Tensor:
-        return self.process.step_sensitivity(t, prev_t, eta)
-
     # For reward models
     def features(self, x_t: Tensor, t: float | Tensor, conditioning: Conditioning) -> Features:
         """Image tokens pooled after the paper's layer. Raises ConfigError for a smaller transformer."""
@@ -171,32 +142,3 @@ class StableDiffusion3:
     def trunk(self, feature_layer: int = FEATURE_LAYER, t5: bool = False) -> StableDiffusion3Trunk:
         """The early blocks and text encoders as an LRM's trunk. The backbone cannot sample afterwards."""
         return StableDiffusion3Trunk(self.transformer, self.towers if t5 else without_t5(self.towers), feature_layer)
-
-    def fingerprint(self) -> dict:
-        """Of the latent space; computed once."""
-        if self._fingerprint is None:
-            self._fingerprint = vae_fingerprint(self.vae, self.process)
-        return self._fingerprint
-
-    # Adapters
-    def set_adapters(self, adapters: Sequence[Adapter]) -> None:
-        self.adapters.set_frozen(adapters)
-        self.policy = replace(self.policy, adapters=tuple(adapters))
-
-    def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None:
-        self.adapters.add_trainable(rank, targets, seed)
-
-    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
-        return self.adapters.trainable_parameters()
-
-    def reference(self) -> AbstractContextManager[None]:
-        return self.adapters.reference()
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.transformer.enable_gradient_checkpointing()
-
-    def tune(self, settings: SpeedSettings) -> None:
-        tune(self.transformer, self.device, settings)
-
-    def save_adapter(self, path: Path) -> None:
-        self.adapters.save(path)

@@ -1,0 +1,83 @@
+"""What every backbone does alike, whatever its network: pictures in and out of the latent space, one Gaussian step of
+its process, and the adapters on its denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from lpo.backbones.latent_space import encode_pictures, scale_and_shift, vae_fingerprint
+from lpo.backbones.lora import AdapterStack
+from lpo.backbones.speed import SpeedSettings, tune
+from lpo.config import Adapter, Policy
+from lpo.diffusion import Process
+
+
+class LatentDiffusion:
+    """The common half of a `Backbone`: a VAE, a process and a stack of adapters on the denoiser, `adapters.net`."""
+
+    def __init__(self, vae: AutoencoderKL, process: Process, adapters: AdapterStack, base: str, device: torch.device):
+        self.vae, self.process, self.adapters = vae, process, adapters
+        self.device, self.policy = device, Policy(base)
+        self._fingerprint: dict | None = None
+
+    # Pictures
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled posterior mean and std (B, C, h, w), fp32, of pictures (B, 3, H, W) in [-1, 1]."""
+        return encode_pictures(self.vae, pictures)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1], fp32, of scaled latents."""
+        scale, shift = scale_and_shift(self.vae)
+        pictures = self.vae.decode((latents / scale + shift).to(self.device, self.vae.dtype)).sample
+        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+    def fingerprint(self) -> dict:
+        """Of the latent space; computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = vae_fingerprint(self.vae, self.process)
+        return self._fingerprint
+
+    # One Gaussian step
+    def transition(
+        self, x_t: Tensor, prediction: Tensor, t: float | Tensor, prev_t: float | Tensor, eta: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.process.step(x_t, prediction, t, prev_t, eta)
+
+    def step_std(self, t: float | Tensor, prev_t: float | Tensor, eta: float) -> Tensor:
+        return self.process.step_std(t, prev_t, eta)
+
+    def step_sensitivity(self, t: float | Tensor, prev_t: float | Tensor, eta: float) -> Tensor:
+        return self.process.step_sensitivity(t, prev_t, eta)
+
+    # Adapters
+    def set_adapters(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters.set_frozen(adapters)
+        self.policy = replace(self.policy, adapters=tuple(adapters))
+
+    def add_trainable_adapter(self, rank: int, targets: Sequence[str], seed: int) -> None:
+        self.adapters.add_trainable(rank, targets, seed)
+
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        return self.adapters.trainable_parameters()
+
+    def reference(self) -> AbstractContextManager[None]:
+        return self.adapters.reference()
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.adapters.net.enable_gradient_checkpointing()
+
+    def tune(self, settings: SpeedSettings) -> None:
+        tune(self.adapters.net, self.device, settings)
+
+    def save_adapter(self, path: Path) -> None:
+        self.adapters.save(path)
