@@ -200,7 +200,7 @@ def test_devices_are_offered_where_there_are_several(start_server, page, tmp_pat
         page.goto(server.url)
         page.click("#tab-train-button")
         page.get_by_role("tab", name="2 · Adapter (LPO)").click()
-        expect(page.locator("#train-lpo-told")).to_contain_text("About")  # the estimate, which a start then replaces
+        expect(page.locator("#train-lpo-cost")).to_contain_text("About")
 
     enter()
     assert started()["processes"] == 1

@@ -131,13 +131,14 @@ def _needed(value: str | None, what: str) -> str:
 
 
 def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, pickers: list, fixed, chosen: gr.State):
-    """The lower half of both forms: time, command line, the button. Returns the button's event, and a function that
-    tells time and command line anew after another event.
+    """The lower half of both forms: time, the button and what came of it, command line. Returns the button's event, and
+    a function that tells time and command line anew after another event.
 
     `fixed(*pickers' values)` gives the fields that are not in the form.
     """
-    told = gr.Markdown(elem_id=f"{kind}-told")
+    cost = gr.Markdown(elem_id=f"{kind}-cost")
     start = gr.Button(label, variant="primary", elem_id=f"{kind}-start")
+    told = gr.Markdown(elem_id=f"{kind}-told")  # of the button alone: an estimate that comes late must not cover it
     with gr.Accordion("The same on the command line", open=False):
         line = gr.Textbox(
             label="", lines=2, max_lines=8, interactive=False, buttons=["copy"], elem_id=f"{kind}-command"
@@ -167,7 +168,7 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
     inputs = [devices, *pickers, *form.inputs]
     changed = [component.change for component in [preset, *inputs]]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on(changed, tell, [preset, *inputs], [told, line], trigger_mode="always_last", **quiet)
+    gr.on(changed, tell, [preset, *inputs], [cost, line], trigger_mode="always_last", **quiet)
     preset.input(lambda name: form.show(from_preset(CONFIGS[kind], name)), preset, list(form.inputs), **quiet)
     started = start.click(begin, inputs, [told, chosen], **quiet)
-    return started, lambda event: event.then(tell, [preset, *inputs], [told, line], **quiet)
+    return started, lambda event: event.then(tell, [preset, *inputs], [cost, line], **quiet)
