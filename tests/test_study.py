@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from benchmarks.study_ceiling import ceiling
 from benchmarks.study_report import gain_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,3 +49,16 @@ def test_the_gain_over_the_warm_start_is_paired_by_noisy_pair(tmp_path):
         (tmp_path / "accuracy" / f"{name}.json").write_text(json.dumps(found))
     row = gain_table(tmp_path).splitlines()[-1]
     assert row.startswith("| style | 50 | +0.250 (+0.") and "| +0.000 (" in row
+
+
+def test_the_ceiling_is_what_noise_leaves_readable():
+    rng = np.random.default_rng(0)
+    values, group = rng.normal(size=400), np.repeat(np.arange(200) % 5, 2)
+    carrier = rng.normal(size=6)
+
+    def readable(noise: float) -> tuple[float, float]:
+        return ceiling(values[:, None] * carrier + noise * rng.normal(size=(3, 400, 6)), values, group, 1.0)
+
+    assert readable(0.0) == (1.0, 1.0)
+    assert 0.85 < readable(1.0)[0] < readable(1.0)[1]
+    assert 0.4 < readable(100.0)[0] < 0.6
