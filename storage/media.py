@@ -11,8 +11,10 @@ import os
 import re
 import struct
 import tempfile
+import threading
 import warnings
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 32 * 10**6
 MIN_SIDE = 8
+# decoding 32 megapixels takes up to 500 MB for a moment (WebP), so large pictures take turns
+LARGE_PIXELS = 4 * 10**6
+_LARGE_TURN = threading.Lock()
 _LARGEST = f"at most {MAX_PIXELS // 10**6} megapixels are allowed."
 ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
@@ -65,7 +70,8 @@ def check_picture(data: bytes, name: str = "The picture") -> tuple[str, int, int
                     raise MediaError(f"{name} has {width} x {height} pixels; each side needs at least {MIN_SIDE}.")
                 if getattr(image, "n_frames", 1) != 1:
                     raise MediaError(f"{name} is an animation; only still pictures are allowed.")
-                image.load()
+                with _LARGE_TURN if width * height > LARGE_PIXELS else nullcontext():
+                    image.load()
                 return ENDINGS[image.format], width, height
     except MediaError:
         raise

@@ -480,6 +480,29 @@ def test_damaged_and_empty_archives(other, tmp_path):
     assert state["rejected"] == {"a picture is larger than 32 MB": 1}
 
 
+def test_a_zip_with_too_many_files_is_refused_before_its_contents_are_read(other, tmp_path, monkeypatch):
+    monkeypatch.setattr("storage.exchange.files.MOST_CONTENTS", 500)
+    for bits in (32, 64):
+        path = tmp_path / f"{bits}.zip"
+        with zipfile.ZipFile(path, "w") as out:
+            monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2**16 if bits == 32 else 5)
+            for number in range(12):
+                out.writestr(f"{number}.png", b"x")
+        with pytest.raises(ExchangeError, match=r"has more files than can be read from one zip \(about 400,000\)"):
+            last(exchange.import_data(other, path))
+
+
+def test_an_export_writes_large_pictures_in_small_row_groups(store, study, tmp_path, monkeypatch):
+    monkeypatch.setattr("storage.exchange.parquet_out.BYTES", 1)
+    done = last(exchange.export_parquet(store, study.id, tmp_path / "x.parquet"))
+    metadata = pq.ParquetFile(tmp_path / "x.parquet").metadata
+    assert metadata.num_rows == done["done"] == metadata.num_row_groups > 1
+    monkeypatch.setattr("storage.exchange.jsonl_out.MOST_PICTURES", 1)
+    with pytest.raises(ExchangeError, match="at most 1 pictures; export as parquet, or to a folder"):
+        last(exchange.export_jsonl(store, study.id, tmp_path / "x.zip"))
+    assert not (tmp_path / "x.zip").exists()
+
+
 MEASURE = """
 import resource, sys, storage
 from storage import exchange

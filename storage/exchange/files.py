@@ -14,6 +14,8 @@ from .items import ExchangeError, Rejected
 
 DAMAGED = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error, lzma.LZMAError)
 EDGE = 2**16
+MOST_PICTURES = 400_000  # in a zip: its table of contents is held in memory, 0.7 KB each
+MOST_CONTENTS = 48 * 2**20  # bytes of that table in the file; 400,000 of our names have 46 MB
 
 
 class Files:
@@ -24,6 +26,11 @@ class Files:
         self.zip: zipfile.ZipFile | None = None
         self.root = path.resolve()
         if path.is_file():
+            if _contents(path) > MOST_CONTENTS:
+                raise ExchangeError(
+                    f"{path.name} has more files than can be read from one zip (about {MOST_PICTURES:,}); unpack it "
+                    "and import the folder."
+                )
             try:
                 self.zip = zipfile.ZipFile(path)
             except DAMAGED as error:
@@ -77,6 +84,21 @@ class Files:
         if len(data) > MAX_BYTES:
             raise Rejected(f"a picture is larger than {MAX_BYTES // 2**20} MB")
         return data
+
+
+def _contents(path: Path) -> int:
+    """Bytes of a zip's table of contents as its end record says, which is what `zipfile` reads at once."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - EDGE - 42))
+        tail = file.read()
+        at = tail.rfind(b"PK\x05\x06")
+        if at < 0 or len(tail) < at + 22:
+            return 0  # no zip: zipfile says so
+        size = int.from_bytes(tail[at + 12 : at + 16], "little")
+        if at >= 20 and tail[at - 20 : at - 16] == b"PK\x06\x07":  # zip64: the real size is in another record
+            file.seek(int.from_bytes(tail[at - 12 : at - 4], "little"))
+            size = int.from_bytes(file.read(56)[40:48], "little")
+        return size
 
 
 def fingerprint(paths: list[Path]) -> str:

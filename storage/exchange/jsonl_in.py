@@ -23,6 +23,7 @@ from .items import FORMAT_VERSION, ExchangeError, Item, Label, Rejected, place_o
 FORMAT = "preference-lab"
 MAX_LINE = 4 * 2**20
 MAX_STUDY = 2**20
+MAX_COMPARISONS = 32 * 2**20
 TARGETS = {1.0: "first", 0.5: "tie", 0.0: "second"}
 _LABEL_FIELDS = {each.name for each in fields(Label)}
 
@@ -122,11 +123,18 @@ class Source:
         return Item(row["prompt"], *pictures, first, second, self._labels(row, pictures), place)
 
     def comparisons(self) -> Iterator[dict | Rejected]:
-        """The lines of comparisons.jsonl, if there is one."""
+        """The lines of comparisons.jsonl, if there is one; the import holds them all."""
         if not self.files.exists("comparisons.jsonl"):
             return
+        read = 0
         with self.files.open("comparisons.jsonl") as file:
             while line := self._line(file):
+                read += len(line)
+                if read > MAX_COMPARISONS:
+                    raise ExchangeError(
+                        f"comparisons.jsonl in {self.path.name} has more than {MAX_COMPARISONS // 2**20} MB; leave it "
+                        "out, the votes of the comparisons are in pairs.jsonl."
+                    )
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError):

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from ..db import Storage
 from ..studies import get_study
 from . import comparisons
+from .files import MOST_PICTURES
 from .items import FORMAT_VERSION, ExchangeError, Label
 from .jsonl_in import FORMAT
 
@@ -74,7 +75,7 @@ def export_jsonl(store: Storage, study_id: int, target: str | Path) -> Iterator[
     out = _ZipOut(partial) if target.suffix == ".zip" else _FolderOut(partial)
     lines = partial.with_name(f"{partial.name}.jsonl")
     done = labels = 0
-    written: set[str] = set()
+    written: set[bytes] = set()
     try:
         with out, lines.open("w", encoding="utf-8") as file:
             about = study.model_dump(include={"name", "base", "question", "salt", "settings"})
@@ -100,12 +101,14 @@ def export_jsonl(store: Storage, study_id: int, target: str | Path) -> Iterator[
     yield {"done": done, "labels": labels, "path": str(target), "finished": True}
 
 
-def _copy(store: Storage, out: "_ZipOut | _FolderOut", digest: str, written: set[str]) -> str:
+def _copy(store: Storage, out: "_ZipOut | _FolderOut", digest: str, written: set[bytes]) -> str:
     path = store.media.path(digest)
     name = f"media/{digest[:2]}/{digest[2:]}{path.suffix}"
-    if digest not in written:
+    if bytes.fromhex(digest) not in written:
+        if isinstance(out, _ZipOut) and len(written) == MOST_PICTURES:
+            raise ExchangeError(f"A zip holds at most {MOST_PICTURES:,} pictures; export as parquet, or to a folder.")
         out.file(name, path)
-        written.add(digest)
+        written.add(bytes.fromhex(digest))
     return name
 
 

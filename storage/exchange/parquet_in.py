@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..media import MAX_BYTES
+from . import pages
 from .files import fingerprint
 from .items import ExchangeError, Item, Label, Rejected, provenance_of
 
@@ -22,6 +23,8 @@ USED = (
     "lab_provenance_0", "lab_provenance_1",
 )  # fmt: skip
 ROWS = 4  # rows decoded at a time: two pictures each
+LARGE = 16 * 2**20  # pictures in pages above this are not read by pyarrow, which would hold the page twice
+TEXTS = 96 * 2**20  # all that pyarrow may have to hold: a page of each column
 CHOICE = {(1.0, 0.0): "first", (0.0, 1.0): "second", (0.5, 0.5): "tie"}
 
 
@@ -59,16 +62,11 @@ class Source:
                 raise ExchangeError(
                     f"{file.name} lacks the column {missing[0]}; Pick-a-Pic parquet has {', '.join(NEEDED)}."
                 )
-            for number in range(parquet.metadata.num_row_groups):
-                group = parquet.metadata.row_group(number)
-                widest = max(group.column(each).total_uncompressed_size for each in range(group.num_columns))
-                if widest > (group.num_rows + 1) * MAX_BYTES:
-                    raise ExchangeError(f"{file.name} has pictures of more than {MAX_BYTES // 2**20} MB each.")
             return parquet.metadata.num_rows
 
     def _open(self, file: Path) -> pq.ParquetFile:
         try:
-            # buffered and without pre-buffering: memory follows the page and the batch, not the row group
+            # buffered and without pre-buffering: memory follows the page, not the row group
             return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
         except (pa.ArrowException, OSError) as error:
             raise ExchangeError(f"{file.name} is not a readable parquet file; download or export it again.") from error
@@ -83,23 +81,53 @@ class Source:
                 groups = list(range(parquet.metadata.num_row_groups))
                 while skip >= parquet.metadata.row_group(groups[0]).num_rows:
                     skip -= parquet.metadata.row_group(groups.pop(0)).num_rows
-                for row in self._rows(file, parquet, groups, skip):
-                    try:
-                        yield self._item(row)
-                    except Rejected as reason:
-                        yield reason
-                skip = 0
+                for group in groups:
+                    for row in self._rows(file, parquet, group, skip):
+                        try:
+                            yield self._item(row)
+                        except Rejected as reason:
+                            yield reason
+                    skip = 0
 
-    def _rows(self, file: Path, parquet: pq.ParquetFile, groups: list[int], skip: int) -> Iterator[dict]:
+    def _rows(self, file: Path, parquet: pq.ParquetFile, group: int, skip: int) -> Iterator[dict]:
+        """The rows of a row group behind the first `skip`; pictures of large pages come from a stream, one by one."""
         columns = [name for name in USED if name in parquet.schema_arrow.names]
         try:
-            for batch in parquet.iter_batches(batch_size=ROWS, row_groups=groups, columns=columns, use_threads=False):
-                yield from batch.slice(skip).to_pylist()
-                skip = max(0, skip - batch.num_rows)
-        except (pa.ArrowException, OSError) as error:
+            streams = self._streams(file, parquet, group)
+            columns = [name for name in columns if name not in streams]
+            for batch in parquet.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns, use_threads=False):
+                for row in batch.to_pylist():
+                    row |= {name: next(values) for name, values in streams.items()}
+                    if skip > 0:
+                        skip -= 1
+                    else:
+                        yield row
+        except ExchangeError:
+            raise
+        except (*pages.BROKEN, StopIteration) as error:
             raise ExchangeError(
                 f"{file.name} is damaged ({str(error)[:100]}); the rows before the damage are imported."
             ) from error
+
+    def _streams(self, file: Path, parquet: pq.ParquetFile, group: int) -> dict[str, Iterator[bytes | None]]:
+        """{picture column: its values} for those with large pages. Raises ExchangeError if the rest is large, too."""
+        streams, metadata, texts = {}, parquet.metadata.row_group(group), 0
+        with file.open("rb") as heads:
+            for place in range(metadata.num_columns):
+                chunk, column = metadata.column(place), parquet.schema.column(place)
+                name, _, part = chunk.path_in_schema.partition(".")
+                size = max((page.size for page in pages.pages(heads, chunk)), default=0) if name in USED else 0
+                of_bytes = column.physical_type == "BYTE_ARRAY" and column.max_repetition_level == 0
+                if size > LARGE and name in URLS and part in ("", "bytes") and of_bytes:
+                    streams[name] = pages.values(file, chunk, column.max_definition_level, MAX_BYTES)
+                else:
+                    texts += size
+        if texts > TEXTS:
+            raise ExchangeError(
+                f"{file.name} has pages of {texts / 2**20:.0f} MB in all beside its pictures; at most "
+                f"{TEXTS // 2**20} MB are read, so write it again in row groups of 100 rows."
+            )
+        return streams
 
     def _item(self, row: dict) -> Item:
         if not isinstance(row["caption"], str):
@@ -155,6 +183,8 @@ def _bytes(value: object, url: object) -> bytes:
     """The picture's bytes; `datasets` may have wrapped them as {"bytes": ..., "path": ...}."""
     if isinstance(value, dict):
         value = value.get("bytes")
+    if isinstance(value, bytes) and len(value) > MAX_BYTES:
+        raise Rejected(f"a picture is larger than {MAX_BYTES // 2**20} MB")
     if not isinstance(value, bytes) or not value:
         if isinstance(url, str) and url:
             raise Rejected("a picture is given by its URL only, and nothing is fetched from the network")

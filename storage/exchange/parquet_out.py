@@ -21,6 +21,7 @@ from ..studies import get_study
 from .items import ExchangeError
 
 PAGE = 32  # rows of one row group: small groups keep readers of any kind within little memory
+BYTES = 16 * 2**20  # of pictures in one row group, of which the writer makes copies; the row that passes it is the last
 
 _COLUMNS = pa.schema(
     [
@@ -102,8 +103,13 @@ def export_parquet(store: Storage, study_id: int, target: str | Path) -> Iterato
                     page = [dict(row) for row in found.mappings()]
                 if not page:
                     break
-                rows = [_row(store, row, per_prompt.get(row["prompt_id"], 1)) for row in page]
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+                rows, size = [], 0
+                for row in page:
+                    rows.append(_row(store, row, per_prompt.get(row["prompt_id"], 1)))
+                    size += len(rows[-1]["jpg_0"]) + len(rows[-1]["jpg_1"])
+                    if size > BYTES or row is page[-1]:
+                        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+                        rows, size = [], 0
                 done += len(page)
                 after = page[-1]["id"]
                 yield {"done": done, "total": sum(per_prompt.values()), "path": str(target), "finished": False}

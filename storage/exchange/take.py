@@ -29,7 +29,7 @@ from .tally import Tally
 ROWS = 10  # of one transaction
 BYTES = 32 * 2**20  # of pictures in one transaction; the row that passes it is the last one
 THREADS = 12  # waiting for the disk: it writes many files at once several times faster than one after the other
-DECODING = threading.BoundedSemaphore(3)  # a hostile picture may need 128 MB for a moment
+DECODING = threading.BoundedSemaphore(3)  # pictures in memory decoded; media.py lets large ones take turns
 Source = hpd_in.Source | jsonl_in.Source | parquet_in.Source
 
 
