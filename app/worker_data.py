@@ -66,6 +66,8 @@ def _discard(folder: Path | None) -> None:
 
 
 def _progress(report: dict) -> str:
+    if report["waiting"]:
+        return "Waits for another import of the same file"
     total = "" if report["total"] is None else f" of {report['total']:,}"
     words = f"{report['done']:,}{total} rows read, {report['pairs']:,} pairs are new"
     refused = sum(report["rejected"].values())

@@ -226,7 +226,8 @@ def test_stopped_import_keeps_its_upload(lab, store, filled, monkeypatch):
     result = worker_data.run(TaskInHand(store, job))
     exported = store.runs_dir / job.id / result["path"]
     job = queue.get(store, data_exchange.start_import(lab, [str(exported)], "", None))
-    halfway = {"done": 3, "total": 6, "pairs": 0, "rejected": {}, "left_s": 7.0, "finished": False}
+    halfway = {"done": 3, "total": 6, "pairs": 0, "rejected": {}, "left_s": 7.0, "waiting": False,
+               "finished": False}  # fmt: skip
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(worker_data, "import_data", lambda *_: iter([halfway]))
         worker_data.run(TaskInHand(store, job, stop_after=0))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -290,6 +291,25 @@ def test_a_damaged_parquet_keeps_what_came_before(other, tmp_path):
     with pytest.raises(ExchangeError, match="is damaged"):
         last(exchange.import_data(other, path))
     assert labels.counts(other, labels.list_studies(other)[0].id)["pairs"] >= 10
+
+
+def test_the_same_file_twice_at_a_time_is_imported_once(tmp_path, other, monkeypatch):
+    """Three at once, each with its own connections, and one that gives up half-way: every row once, nobody fails."""
+    monkeypatch.setattr("storage.exchange.take.WAIT_SECONDS", 0.02)
+    path = write_parquet(tmp_path / "a.parquet", [foreign(n) for n in range(25)])
+    first = exchange.import_data(other, path)
+    assert next(first)["done"] == 10
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(list, exchange.import_data(storage.open(other.data_dir), path)) for _ in range(3)]
+        waits = next(exchange.import_data(other, path))
+        assert waits["waiting"] and (waits["done"], waits["total"], waits["import_id"]) == (0, 25, None)
+        first.close()  # stopped: another one goes on behind its tenth row
+        states = [run.result() for run in runs]
+    ends = sorted((run[-1] for run in states), key=lambda state: state["import_id"])
+    assert all(end["finished"] and not end["waiting"] and end["done"] == 25 for end in ends)
+    assert ends[0]["resumed"] == 10 and ends[0]["pairs"] + sum(ends[0]["rejected"].values()) == 25
+    assert [end["pairs"] for end in ends[1:]] == [0, 0] and labels.counts(other, 1)["pairs"] == ends[0]["pairs"]
+    assert len(labels.list_studies(other)) == 1
 
 
 # --- hostile archives

@@ -51,6 +51,9 @@ def _import(store: Storage, path: Path, arguments: argparse.Namespace) -> None:
     for state in import_data(store, path, arguments.study, arguments.base):
         if state["finished"] or time.monotonic() - said > SAY_SECONDS:
             said = time.monotonic()
+            if state["waiting"]:
+                print(f"{path.name}: waits for another import of the same file", flush=True)
+                continue
             left = "" if state["left_s"] is None or state["finished"] else f", {state['left_s']:.0f} s left"
             print(f"{path.name}: {state['done']} of {state['total']} rows, {state['pairs']} new pairs, "
                   f"{state['labels']} new labels, {state['duplicates']} already here, "

@@ -1,7 +1,8 @@
 """Importing: from any source of items into the database, never doubling anything, going on where it was killed.
 
 A batch of rows and the report that counts them are one transaction. So after `kill -9` the report says exactly what is
-stored, and the same import goes on with the next row. Memory holds one batch.
+stored, and the same import goes on with the next row. Memory holds one batch. The same file given twice at a time is
+imported by the first; the second waits, takes over if the first one stops, and otherwise finds everything there.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import filelock
 from sqlmodel import select
 
 from ..data_models import Import, ImportRow
@@ -28,6 +30,7 @@ from .tally import Tally
 
 ROWS = 10  # of one transaction
 BYTES = 32 * 2**20  # of pictures in one transaction; the row that passes it is the last one
+WAIT_SECONDS = 0.5
 THREADS = 12  # waiting for the disk: it writes many files at once several times faster than one after the other
 DECODING = threading.BoundedSemaphore(3)  # pictures in memory decoded; media.py lets large ones take turns
 Source = hpd_in.Source | jsonl_in.Source | parquet_in.Source
@@ -61,23 +64,42 @@ def import_data(store: Storage, path: str | Path, study_id: int | None = None, b
     """Import a zip or folder with pairs.jsonl, a .jsonl beside its pictures, HPDv2's .json beside its pictures, or a
     .parquet file (or a folder of them).
 
-    Yields Tally.state() after every batch of rows, the last with finished=True. Without `study_id` the pairs go into
+    Yields Tally.state() after every batch of rows, the last with finished=True; with waiting=True, and nothing done,
+    twice a second while another import of the same file runs. Without `study_id` the pairs go into
     the study that the file describes (or one named after the file, on `base`), which is made if it is not there. The
     same file into the same study goes on behind the last stored row if its import did not finish.
     Raises ExchangeError if the file as a whole cannot be read.
     """
     with open_source(Path(path)) as source, ThreadPoolExecutor(THREADS) as pool:
-        study = _target(store, source.study(), study_id, base)
-        tally = _begin(store, study, source)
-        told = list(source.comparisons()) if isinstance(source, jsonl_in.Source) else []
-        comparisons.begin(store, tally, told)
-        for batch in _batches(source, tally.done):
-            _store(store, tally, batch, pool)
-            yield tally.state()
-        comparisons.finish(store, tally, told)
-        with store.session() as session:
-            row = session.get(Import, tally.import_id)
-            row.state, row.finished_at = tally.report(), time.time()
+        turn = filelock.FileLock(store.cache_dir / f"import-{source.fingerprint()}.lock", thread_local=False)
+        while not _acquired(turn):
+            yield Tally(None, study_id, source.total()).state() | {"waiting": True}
+            time.sleep(WAIT_SECONDS)
+        try:
+            study = _target(store, source.study(), study_id, base)
+            yield from _take(store, source, _begin(store, study, source), pool)
+        finally:
+            turn.release()
+
+
+def _acquired(turn: filelock.FileLock) -> bool:
+    try:
+        turn.acquire(timeout=0)
+    except filelock.Timeout:
+        return False
+    return True
+
+
+def _take(store: Storage, source: Source, tally: Tally, pool: ThreadPoolExecutor) -> Iterator[dict]:
+    told = list(source.comparisons()) if isinstance(source, jsonl_in.Source) else []
+    comparisons.begin(store, tally, told)
+    for batch in _batches(source, tally.done):
+        _store(store, tally, batch, pool)
+        yield tally.state()
+    comparisons.finish(store, tally, told)
+    with store.session() as session:
+        row = session.get(Import, tally.import_id)
+        row.state, row.finished_at = tally.report(), time.time()
     yield tally.state(finished=True)
 
 

@@ -12,8 +12,8 @@ REASONS = 50  # different ones that are counted apart
 class Tally:
     """What an import has done so far; `report()` is what is stored, `state()` what its generator yields."""
 
-    import_id: int
-    study_id: int
+    import_id: int | None  # both None while an import waits for another one of the same file
+    study_id: int | None
     total: int | None
     done: int = 0
     pairs: int = 0
@@ -43,11 +43,11 @@ class Tally:
 
     def state(self, finished: bool = False) -> dict:
         """report() with {import_id, study_id, total (None if unknown), resumed (rows that an earlier, killed or stopped
-        run had done), left_s (seconds left at this run's speed, None if nobody knows), finished}."""
+        run had done), left_s (seconds left at this run's speed, None if nobody knows), waiting (False), finished}."""
         new = self.done - self.resumed
         seconds = time.monotonic() - self.started
         left = None if not new or self.total is None else seconds * max(0, self.total - self.done) / new
         return {
             "import_id": self.import_id, "study_id": self.study_id, "total": self.total, **self.report(),
-            "resumed": self.resumed, "left_s": left, "finished": finished,
+            "resumed": self.resumed, "left_s": left, "waiting": False, "finished": finished,
         }  # fmt: skip
