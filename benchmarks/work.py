@@ -99,12 +99,10 @@ def iteration(found: dict, kept: int, naive: bool) -> dict[str, float]:
 
 
 def resident(millions: dict[str, float], naive: bool) -> float:
-    """GiB of weights in half precision: naive keeps reference, whole LRM and a second VAE."""
-    parts = 2 * millions["text"]
-    parts += (
-        3 * millions["unet"] + 2 * millions["vae"] if naive else millions["unet"] + millions["trunk"] + millions["vae"]
-    )
-    return parts * 2e6 / 2**30
+    """GiB of frozen weights in half precision that stay on the device while LPO trains. Naive: a reference, a whole LRM
+    and a second VAE. Ours: text encoders and VAE rest in main memory (lpo/backbones/placement.py)."""
+    more = 2 * (millions["unet"] + millions["vae"] + millions["text"])
+    return (millions["unet"] + (more if naive else millions["trunk"])) * 2e6 / 2**30
 
 
 def report(found: dict) -> str:

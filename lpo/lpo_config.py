@@ -87,13 +87,14 @@ class LPOConfig:
     width: int | None = shared.side()
     score_batch_size: int = opt(256, "siblings scored together; changes speed and memory only", min=1, max=65536)
     micro_batch_size: int | None = shared.micro_batch()
-    gradient_checkpointing: bool = opt(False, "less memory for about a third more compute in training")
+    gradient_checkpointing: bool = shared.checkpointing()
     allow_latent_mismatch: bool = shared.allow_mismatch()
     device: str = shared.device()
     dtype: str = shared.dtype()
     channels_last: str = shared.channels_last()
     compile: bool = shared.compile_layers()
     tf32: bool = shared.tf32()
+    offload: str = shared.offload()
 
     def __post_init__(self) -> None:
         validate(self)

@@ -47,9 +47,11 @@ class LPOTrainer:
             raise ConfigError(f"{len(shared)} prompts, such as {min(shared)!r}, are both trained on and held out.")
         self.policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
         self.policy.latent_shape(config.height, config.width)  # refuses a size that does not fit
+        self.policy.tune(config)  # before the LRM comes: what rests on the CPU makes room for it
         self.lrm = LatentRewardModel.from_pretrained(
             config.lrm, base=config.policy.base, device=config.device, dtype=config.dtype
         )
+        self.lrm.tune(config)
         space = latent_space(self.lrm, config.policy.base)
         require_same(
             space,
@@ -61,8 +63,6 @@ class LPOTrainer:
         self.policy.add_trainable_adapter(config.lora_rank, config.lora_targets, config.seed)
         if config.gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
-        for model in (self.policy, self.lrm):
-            model.tune(config)
         own = -(-config.train_batch_size // ranks.count)  # pairs of a full minibatch that are this rank's
         self.portion = min(config.micro_batch_size or own, own)
         self.weights = self.policy.trainable_parameters()

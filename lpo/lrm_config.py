@@ -75,13 +75,14 @@ class LRMConfig:
     save_every: int = opt(1000, "steps between checkpoints; the last is always kept", min=1, max=10**7)
     eval_every: int = opt(200, "steps between evaluations on held-out pairs", min=1, max=10**7)
     micro_batch_size: int | None = shared.micro_batch()
-    gradient_checkpointing: bool = opt(False, "less memory for about a third more compute in training")
+    gradient_checkpointing: bool = shared.checkpointing()
     allow_latent_mismatch: bool = shared.allow_mismatch()
     device: str = shared.device()
     dtype: str = shared.dtype()
     channels_last: str = shared.channels_last()
     compile: bool = shared.compile_layers()
     tf32: bool = shared.tf32()
+    offload: str = shared.offload()
 
     def __post_init__(self) -> None:
         validate(self)

@@ -16,15 +16,15 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from lpo.backbones import Features, pick_device, pick_dtype
+from lpo.backbones import Features, pick_device, pick_dtype, placement
 from lpo.backbones.speed import SpeedSettings, tune
+from lpo.backbones.text_memory import TextMemory
 from lpo.backbones.trunk import TextEncoding, Trunk, beside, cast
 from lpo.config import ConfigError
 from lpo.rng import normal
 
 LOGIT_SCALE_START = 2.6592  # paper: CLIP's ln(1 / 0.07)
 GUIDANCE_SCALE = 7.5  # paper: visual feature enhancement
-CACHED_TEXTS = 512  # prompts remembered, the oldest forgotten first: SD3's states take 2.7 MB each in half precision
 
 
 class LatentRewardModel(nn.Module):
@@ -51,7 +51,7 @@ class LatentRewardModel(nn.Module):
         self.name = ""
         self.mixed_precision: torch.dtype | None = None  # what a trunk with float32 weights computes in; None: float32
         self.same_shapes = False  # compiled: every scored batch is filled up to the batch size
-        self._cache: dict[str, tuple[Tensor, Tensor]] = {}
+        self._texts = TextMemory()
 
     @classmethod
     def from_base(
@@ -112,28 +112,27 @@ class LatentRewardModel(nn.Module):
         return self
 
     # Scoring
+    def text_encoders(self) -> list[nn.Module]:
+        """The trunk's parts that read prompts."""
+        return [part for name, part in self.trunk.parts.items() if name != self.trunk.network]
+
     def encode_text(self, prompts: Sequence[str]) -> TextEncoding:
         """One row per prompt. Each distinct prompt is encoded once, and remembered while the text encoder is frozen."""
-        unique = list(dict.fromkeys(prompts))
-        encoders = (self.trunk.parts[name] for name in self.trunk.text_parts)
-        training = torch.is_grad_enabled() and any(p.requires_grad for part in encoders for p in part.parameters())
-        if training:
-            self._cache.clear()  # the weights are about to change
-            fresh, known = unique, {}
-        else:
-            fresh, known = [p for p in unique if p not in self._cache], self._cache
-        if fresh:
-            with torch.set_grad_enabled(training):
-                out = self.trunk.encode(fresh)
-            known.update({p: (out.states[i], out.pooled[i]) for i, p in enumerate(fresh)})
-        rows = [known[p] for p in prompts]
-        for prompt in list(self._cache)[: max(0, len(self._cache) - CACHED_TEXTS)]:
-            del self._cache[prompt]
-        return TextEncoding(torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
+        if torch.is_grad_enabled() and any(p.requires_grad for part in self.text_encoders() for p in part.parameters()):
+            self._texts.clear()  # the weights are about to change
+            unique = list(dict.fromkeys(prompts))
+            return self.trunk.encode(unique).rows(torch.tensor([unique.index(p) for p in prompts], device=self.device))
+        return TextEncoding(*self._texts.recall(prompts, self._encode_frozen, self.device))
+
+    @torch.no_grad()
+    def _encode_frozen(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        with placement.at_work(self.device, *self.text_encoders()):
+            out = self.trunk.encode(prompts)
+        return out.states, out.pooled
 
     def forget_texts(self) -> None:
         """Call after changing weights by hand: remembered prompts were encoded by the old ones."""
-        self._cache.clear()
+        self._texts.clear()
 
     def text_features(self, pooled: Tensor) -> Tensor:
         """Text embeddings (B, D), fp32, not normalised: pooled text, projected where the architecture projects it."""
@@ -189,7 +188,7 @@ class LatentRewardModel(nn.Module):
         """Choose what learns: 'full' (trunk, heads, and the text encoder if wanted), 'lora' (LoRA on the trunk's
         attention, heads) or 'heads'. Everything that learns is fp32."""
         self.requires_grad_(False)
-        self._cache.clear()
+        self._texts.clear()
         network = self.trunk.parts[self.trunk.network]
         if mode == "full":
             network.float().requires_grad_(True)
@@ -218,8 +217,11 @@ class LatentRewardModel(nn.Module):
         self.trunk.parts[self.trunk.network].enable_gradient_checkpointing()
 
     def tune(self, settings: SpeedSettings) -> None:
-        """Layout and compilation of the network; changes speed and memory only. See lpo/backbones/speed.py."""
+        """Layout and compilation of the network, where frozen text encoders rest; changes speed and memory only. See
+        lpo/backbones/speed.py and placement.py."""
         tune(self.trunk.parts[self.trunk.network], self.device, settings)
+        frozen = [part for part in self.text_encoders() if not any(p.requires_grad for p in part.parameters())]
+        placement.place(frozen, self.device, settings.offload)
         self.same_shapes = settings.compile
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

@@ -33,6 +33,7 @@ class SampleConfig:
     channels_last: str = shared.channels_last()
     compile: bool = shared.compile_layers()
     tf32: bool = shared.tf32()
+    offload: str = shared.offload()
 
     def __post_init__(self) -> None:
         validate(self)
@@ -72,6 +73,7 @@ class TraceConfig:
     channels_last: str = shared.channels_last()
     compile: bool = shared.compile_layers()
     tf32: bool = shared.tf32()
+    offload: str = shared.offload()
 
     def __post_init__(self) -> None:
         validate(self)

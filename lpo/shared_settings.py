@@ -54,6 +54,19 @@ def tf32() -> Any:
     return opt(True, "NVIDIA GPUs: multiply float32 matrices at TF32 precision, which is still above bfloat16's")
 
 
+def offload() -> Any:
+    return opt(
+        "auto",
+        "text encoders and VAE rest in main memory and visit the device only to work: less GPU memory, same numbers; "
+        "auto is on for NVIDIA GPUs",
+        choices=("auto", "on", "off"),
+    )
+
+
+def checkpointing() -> Any:
+    return opt(False, "less memory for about a third more compute in training")
+
+
 def micro_batch() -> Any:
     return opt(
         None,

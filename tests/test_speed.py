@@ -24,11 +24,12 @@ def lpo_run(tmp_path, name: str, **changes) -> tuple[list[dict], dict[str, torch
     """Metrics and adapter of two small iterations."""
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps(["the cat", "and then", "on the hill", "one two"]))
-    config = LPOConfig(
-        policy=Policy(BASE), lrm=str(GOLDEN / "lrm_sd15"), prompts=str(prompts), iterations=2, prompts_per_iteration=2,
-        train_batch_size=3, steps=4, siblings=2, beta=31.0, threshold_min=0.0, threshold_max=0.0, lr=1e-3, lora_rank=2,
-        device="cpu", **changes,
-    )  # fmt: skip
+    settings = {
+        "policy": Policy(BASE), "lrm": str(GOLDEN / "lrm_sd15"), "prompts": str(prompts), "iterations": 2,
+        "prompts_per_iteration": 2, "train_batch_size": 3, "steps": 4, "siblings": 2, "beta": 31.0,
+        "threshold_min": 0.0, "threshold_max": 0.0, "lr": 1e-3, "lora_rank": 2, "device": "cpu",
+    }  # fmt: skip
+    config = LPOConfig(**settings | changes)
     trainer = LPOTrainer(config, Run.create(tmp_path / name, {}))
     rows = [row for row in trainer.train() if row is not None]
     return rows, {name: weight.detach() for name, weight in trainer.weights.items()}, trainer

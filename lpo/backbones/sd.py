@@ -57,7 +57,7 @@ class StableDiffusion(LatentDiffusion):
         self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
         encoders = {name: part for name, part in parts.items() if name.startswith("text_encoder")}
         super().__init__(
-            vae, diffusion_process(scheduler, device), AdapterStack(self.unet, "unet", encoders), base, device
+            vae, diffusion_process(scheduler, device), AdapterStack(self.unet, "unet", encoders), encoders, base, device
         )
 
     @property
@@ -77,12 +77,8 @@ class StableDiffusion(LatentDiffusion):
         return vae_fingerprint(load_part(AutoencoderKL, source, "vae"), diffusion_process(scheduler))
 
     # Text and pictures
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
-        """Token states (B, L, D) of the prompts and, beside each, of the negative prompt."""
-        ids = tokenize(self.tokenizer, self.text_encoder, [*prompts, negative_prompt]).to(self.device)
-        states = self.text_encoder(ids)[0]
-        return Conditioning(states[:-1], states[-1:].expand(len(prompts), -1, -1))
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        return (self.text_encoder(tokenize(self.tokenizer, self.text_encoder, texts).to(self.device))[0],)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)

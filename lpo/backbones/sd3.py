@@ -46,12 +46,14 @@ class StableDiffusion3(LatentDiffusion):
             )
         # fp16 overflows in the VAE unless its config says otherwise; bf16 and fp32 do not.
         upcast = dtype == torch.float16 and vae.config.force_upcast
-        for part in (transformer, vae, *dict(towers.named()).values()):
+        encoders = dict(towers.named())
+        for part in (transformer, vae, *encoders.values()):
             part.requires_grad_(False).eval().to(device)
             cast(part, torch.float32 if part is vae and upcast else dtype)
         self.transformer, self.towers, self.scheduler = transformer, towers, scheduler
-        clips = {name: one for name, one in towers.named() if name != "text_encoder_3"}
-        super().__init__(vae, diffusion.Flow(), AdapterStack(transformer, "transformer", clips), base, device)
+        clips = {name: one for name, one in encoders.items() if name != "text_encoder_3"}
+        adapters = AdapterStack(transformer, "transformer", clips)
+        super().__init__(vae, diffusion.Flow(), adapters, encoders, base, device)
 
     @classmethod
     def from_pretrained(cls, source: str, base: str, device: torch.device, dtype: torch.dtype) -> StableDiffusion3:
@@ -77,12 +79,8 @@ class StableDiffusion3(LatentDiffusion):
         return vae_fingerprint(load_part(AutoencoderKL, source, "vae"), diffusion.Flow())
 
     # Text and pictures
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
-        """Token states (B, 333, W) and pooled (B, P) of the prompts and, beside each, of the negative prompt."""
-        states, pooled = self.towers.encode([*prompts, negative_prompt], self.device, self.transformer.dtype)
-        many = len(prompts)
-        return Conditioning(states[:-1], states[-1:].expand(many, -1, -1), pooled[:-1], pooled[-1:].expand(many, -1))
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        return self.towers.encode(texts, self.device, self.transformer.dtype)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         config = self.transformer.config

@@ -50,24 +50,21 @@ class StableDiffusionXL(StableDiffusion):
         backbone.zero_empty = model_index(source).get("force_zeros_for_empty_prompt", True)
         return backbone
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
-        """Token states (B, L, D) and pooled text (B, P) of the prompts and, beside each, of the negative prompt."""
-        zeros = self.zero_empty and not negative_prompt
-        states, pooled = self.towers.encode([*prompts, *([] if zeros else [negative_prompt])])
-        if zeros:
-            return Conditioning(states, torch.zeros_like(states), pooled, torch.zeros_like(pooled))
-        many = len(prompts)
-        return Conditioning(states[:-1], states[-1:].expand(many, -1, -1), pooled[:-1], pooled[-1:].expand(many, -1))
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        return self.towers.encode(texts)
+
+    def _size_ids(self, latents: Tensor) -> Tensor:
+        """(6,): original and target size are the picture's own and nothing is cropped, as in the stock pipeline."""
+        return size_ids(tuple(side * self.factor for side in latents.shape[-2:])).to(latents.device)
 
     def _added(self, x: Tensor, pooled: Tensor | None) -> Added:
-        """Original and target size are the picture's own and nothing is cropped, as in the stock pipeline."""
-        ids = size_ids(tuple(side * self.factor for side in x.shape[-2:]))
-        return {"text_embeds": pooled.to(self.unet.dtype), "time_ids": ids.to(pooled).expand(len(x), -1)}
+        return {
+            "text_embeds": pooled.to(self.unet.dtype),
+            "time_ids": self._size_ids(x).to(pooled.dtype).expand(len(x), -1),
+        }
 
     def features(self, x_t: Tensor, t: int | Tensor, conditioning: Conditioning) -> Features:
-        ids = size_ids(tuple(side * self.factor for side in x_t.shape[-2:]))
-        return guided_features(self.unet, x_t, t, conditioning, ids.to(x_t.device))
+        return guided_features(self.unet, x_t, t, conditioning, self._size_ids(x_t))
 
     def trunk(self, feature_layer: int = 18, t5: bool = False) -> StableDiffusionXLTrunk:
         """The early blocks and text encoders as an LRM's trunk. The backbone cannot sample afterwards."""

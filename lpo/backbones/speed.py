@@ -1,5 +1,5 @@
 """Settings that change speed and memory and nothing else: memory layout, compilation, TF32. Measured in
-docs/performance.md.
+docs/performance.md. What rests outside the device is placement.py's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class SpeedSettings(Protocol):
     channels_last: str  # auto, on or off
     compile: bool
     tf32: bool
+    offload: str  # auto, on or off: see placement.py
 
 
 def tune(network: nn.Module, device: torch.device, settings: SpeedSettings) -> None:
