@@ -39,7 +39,9 @@ class LRMConfig:
         None, "size of the shared embedding for init 'base'; empty means the text encoder's own", min=1, max=8192
     )
     text_projection: str = opt(
-        "", "safetensors file with CLIP's text_projection.weight, for init 'base'; empty starts it as the identity"
+        "",
+        "for init 'base' on SD1.x and SD2.x, whose folders lack CLIP's text projection: a CLIP folder, hub id or "
+        ".safetensors file that has it; 'identity' does without, which takes more training to read prompts",
     )
     guidance_scale: float = opt(
         7.5, "visual feature enhancement: guidance applied to the mid feature", min=0.0, max=50.0, source="paper"

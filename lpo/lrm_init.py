@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from lpo import rng
 from lpo.backbones import Backbone
+from lpo.backbones.clip_projection import own_projection, read_projection
 from lpo.backbones.latent_space import require_same
-from lpo.config import LRMConfig
-from lpo.data import DataError, Pair, normalise_prompt
+from lpo.backbones.source import resolve_base
+from lpo.config import ConfigError, LRMConfig
+from lpo.data import Pair, normalise_prompt
 from lpo.lrm_files import from_backbone, latent_space
 from lpo.reward_model import LatentRewardModel
+
+IDENTITY = "identity"  # a text projection to start from that changes nothing
 
 
 def split_calibration(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -40,10 +42,8 @@ def start_lrm(config: LRMConfig, backbone: Backbone) -> LatentRewardModel:
     if config.init == "base":
         lrm = from_backbone(backbone, config.projection_dim, config.seed, config.feature_layer, config.t5)
         lrm.with_guidance(config.guidance_scale)
-        if config.text_projection:
-            if lrm.text_projection is None:
-                raise DataError(f"{config.base} compares with its pooled text as it is; leave text_projection empty")
-            lrm.init_heads(config.seed, _read_text_projection(config.text_projection, lrm.text_projection.weight.shape))
+        if config.text_projection != IDENTITY:
+            _init_text_projection(lrm, config)
     else:
         lrm = LatentRewardModel.from_pretrained(config.init, config.base, config.device, config.dtype)
         require_same(latent_space(lrm, config.base), backbone.fingerprint(), config.init, config.base,
@@ -54,13 +54,24 @@ def start_lrm(config: LRMConfig, backbone: Backbone) -> LatentRewardModel:
     return lrm
 
 
-def _read_text_projection(path: str, shape: torch.Size) -> torch.Tensor:
-    try:
-        weight = load_file(path)["text_projection.weight"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(f"{path} is no safetensors file with text_projection.weight; give CLIP's, or leave it out "
-                        "to start from the identity") from error
-    if weight.shape != shape:
-        raise DataError(f"text_projection.weight in {path} is {tuple(weight.shape)}, but {tuple(shape)} is needed; "
-                        "set projection_dim to fit, or leave the file out")
-    return weight.float()
+def _init_text_projection(lrm: LatentRewardModel, config: LRMConfig) -> None:
+    """CLIP's, from where the config says or else from the base itself. Raises ConfigError if it is missing."""
+    if lrm.text_projection is None:
+        if config.text_projection:
+            raise ConfigError(f"{config.base} compares with its pooled text as it is: leave text_projection empty.")
+        return
+    place = config.text_projection
+    weight = read_projection(place) if place else own_projection(resolve_base(config.base))
+    if weight is None:
+        raise ConfigError(
+            f"{config.base} does not hold CLIP's text projection, which its LRM starts from: set text_projection to a "
+            "CLIP folder, hub id or .safetensors file that has it (SD1.x: openai/clip-vit-large-patch14), or to "
+            f"'{IDENTITY}' to do without, or set init to an LRM."
+        )
+    wanted = lrm.text_projection.weight.shape
+    if weight.shape != wanted:
+        raise ConfigError(
+            f"The text projection of {place or config.base} is {tuple(weight.shape)}, but {tuple(wanted)} is needed: "
+            "give that of the base's own CLIP, and set projection_dim to its first number or leave it empty."
+        )
+    lrm.init_heads(config.seed, weight)

@@ -63,7 +63,7 @@ def lrm_settings(folder: Path) -> LRMConfig:
         (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return LRMConfig(
         base=BASE, init="base", pairs=str(folder / "pairs.jsonl"), lr=2e-4, steps=6, batch_size=5, warmup_steps=1,
-        timesteps=5, eval_every=3, save_every=3, calibration=0.3, device="cpu",
+        text_projection="identity", timesteps=5, eval_every=3, save_every=3, calibration=0.3, device="cpu",
     )  # fmt: skip
 
 
