@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny_models import write_sd21, write_sdxl
+from tiny_sd3 import tiny_sd3
 
 from lpo.__main__ import main
 from lpo.backbones import load_policy
@@ -13,7 +15,7 @@ from lpo.config import Policy, Search
 from lpo.reward_model import LatentRewardModel
 from lpo.rng import normal
 from lpo.sampling import sample_latents
-from lpo.search import costs, search_latents
+from lpo.search import costs, require_fit, search_latents
 from lpo.search_costs import Costs
 from lpo.trace import load_trace, replay, score_candidates, score_trace, trace
 
@@ -99,6 +101,27 @@ def test_a_trace_may_go_through_the_network_in_parts(policy, lrm):
             for size in (None, 2)
         )
         torch.testing.assert_close(parts[-1]["next"], whole[-1]["next"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("write", [write_sd21, write_sdxl, tiny_sd3])
+def test_every_backbone_is_searched_as_by_hand(tmp_path, write):
+    """v-prediction, two text encoders with sizes, flow matching with fractional timesteps: the search knows of none."""
+    base = str(write(tmp_path / "base"))
+    policy = load_policy(Policy(base), "cpu", "float32")
+    lrm = LatentRewardModel.from_base(base, device="cpu", dtype="float32", seed=1, feature_layer=2)
+    require_fit(lrm, Policy(base), policy)
+    seed, prompt = row = ROWS[1]
+    window = Search("steps", LRM, 2, 300, 1000)
+    got, undisturbed = found(policy, lrm, window, rows=[row]).latents[0], plain(policy, [row])[0]
+    torch.testing.assert_close(got, by_hand(policy, lrm, seed, prompt, window), rtol=1e-3, atol=1e-3)
+    assert (got - undisturbed).abs().max() > 0.02  # an SD3 step at eta 1 forgets most of the choice
+    result = found(policy, lrm, Search("best-of-n", LRM, 3), rows=[row])
+    candidates = torch.stack([plain(policy, [(*row, k)])[0] for k in range(3)])
+    with torch.no_grad():
+        scores = lrm.score(candidates, 0, [prompt] * 3)
+    torch.testing.assert_close(result.scores[:, 0], scores, rtol=1e-3, atol=1e-3)
+    assert result.chosen.tolist() == [scores.argmax()] and scores.std() > 0.01
+    torch.testing.assert_close(result.latents[0], candidates[scores.argmax()], rtol=1e-3, atol=1e-3)
 
 
 class Counted:
