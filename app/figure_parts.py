@@ -70,7 +70,7 @@ def layout_of(title: str, accuracy: list[dict]) -> dict:
         layout["yaxis"]["domain"] = [0.36, 1]
         layout["yaxis2"] = {
             "domain": [0, 0.26],
-            "range": [0.38, 1.02],
+            "range": [min(0.38, *(low - 0.02 for a in accuracy for low in a["low"])), 1.02],
             "tickformat": ".0%",
             "dtick": 0.25,
             "tick0": 0.5,

@@ -29,7 +29,7 @@ def sufficiency(counts: dict, has_warm_start: bool) -> str:
     """Whether the labels suffice, from `storage.answers.counts`, in two or three sentences."""
     train, heldout = counts["train"], counts["heldout"]
     told = sum(counts["choices"].get(name, 0) for name in ("both_bad", "skip"))
-    head = f"**{train} usable labels** to train on, {heldout} held out to test with"
+    head = f"**{train} usable {'label' if train == 1 else 'labels'}** to train on, {heldout} held out to test with"
     head += f" (skipped and both-bad answers, {told} here, do not train). " if told else ". "
     if counts.get("filter"):
         head += f"The filter {counts['filter']} keeps {counts['filtered']:,} imported labels out. "
@@ -52,8 +52,9 @@ def sufficiency(counts: dict, has_warm_start: bool) -> str:
 def _heldout_words(heldout: int) -> str:
     if heldout == 0:
         return "None is held out yet, so no accuracy can be told; about one label in five is, by its prompt."
-    margin = min(50, round(98 / math.sqrt(heldout)))
-    return f"With {heldout} held-out labels an accuracy is known to about ± {margin} points."
+    if heldout < 10:
+        return "So few held-out labels say little about accuracy; about one label in five is held out, by its prompt."
+    return f"With {heldout} held-out labels an accuracy is known to about ± {round(98 / math.sqrt(heldout))} points."
 
 
 def amount(kind: str, config: LRMConfig | LPOConfig) -> float:
@@ -83,9 +84,11 @@ def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int 
             continue
         rows = jobs.read_metrics(jobs.run_dir(lab, job.id) / "metrics.jsonl", limit=50)
         same = (past.base if kind == "train-lrm" else past.policy.base) == base
-        if same and job.config.get(jobs.PROCESSES, 1) == processes and rows and rows[-1]["step"] >= 3:
-            last = rows[-1]
-            seconds = last["seconds"] * last["total"] / last["step"] * amount(kind, config) / amount(kind, past)
+        if same and job.config.get(jobs.PROCESSES, 1) == processes and len(rows) > 1 and rows[-1]["step"] >= 3:
+            first, last = rows[0], rows[-1]
+            step = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+            begin = max(0.0, first["seconds"] - step * first["step"])  # loading and the like, however long it trains
+            seconds = begin + step * last["total"] * amount(kind, config) / amount(kind, past)
             return f"About {duration(seconds)}, judging by your last run."
     if base == "scenes" and processes == 1:
         fixed, unit = FIRST_GUESS[kind]
@@ -179,7 +182,7 @@ def outcome(kind: str, result: dict | None) -> str:
     words = f"The LRM is ready: it agrees with {accuracy['value']:.0%} of {heldout['decided']} held-out labels"
     words += f" (95% interval {low:.0%} to {high:.0%}; guessing gives 50%). "
     if low > 0.5:
-        return words + "That is better than guessing."
+        return words + "That is better than guessing: look at its curves, then train an adapter with it (2 · Adapter)."
     return (
         words
         + "That is **not yet surely better than guessing**: more labels are needed before an adapter is worth training."

@@ -78,7 +78,7 @@ def _by_timestep(rows: list[dict], name: str, title: str, mark: tuple[float, str
 def _grid(panels: list[dict], rows: list[dict], columns: int) -> dict:
     """Panels in rows of `columns`, each with its own axes and its coloured names in the title."""
     layout = {
-        "margin": {"l": 44, "r": 12, "t": 26, "b": 36},
+        "margin": {"l": 44, "r": 12, "t": 18, "b": 44},
         "showlegend": False,
         "hovermode": "closest",
         "dragmode": False,
@@ -108,6 +108,7 @@ def _grid(panels: list[dict], rows: list[dict], columns: int) -> dict:
             "zeroline": False,
             "fixedrange": True,
             "nticks": 5,
+            "exponentformat": "e",
             **({"tickformat": ".0%"} if panel.get("percent") else {}),
         }
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}

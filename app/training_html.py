@@ -24,7 +24,7 @@ STATES = {
 }  # fmt: skip
 STYLE = """
 .tq-list { display: flex; flex-direction: column; gap: 2px; max-height: 150px; overflow-y: auto; }
-.tq-row { display: grid; grid-template-columns: 70px 1fr 84px 120px 110px; gap: 10px; align-items: center; border: 0;
+.tq-row { display: grid; grid-template-columns: 70px 1fr 62px 90px 96px; gap: 10px; align-items: center; border: 0;
   background: none; color: var(--body-text-color); text-align: left; padding: 4px 8px; border-radius: 6px;
   cursor: pointer; font-size: 13px; width: 100%; border-left: 3px solid transparent; }
 .tq-row:hover { background: var(--background-fill-secondary); }

@@ -23,8 +23,16 @@ CSS = """
 .gradio-container > .main { padding: 4px 20px 16px !important; max-width: none !important; }
 footer { display: none !important; }
 .form-row .block { justify-content: flex-end; }
-.dense { gap: 8px !important; }
-.dense .tabitem { padding: 6px 0 0 !important; }
+.dense, .dense > .column, .dense > .form { gap: 8px !important; }
+.dense .tabitem { padding: 0 !important; }
+.dense .tab-wrapper { margin-bottom: 8px !important; }
+.dense .html-container { padding: 0 !important; }
+.beside-button { align-self: center; }
+/* Gradio lets a long choice run under the caret of its dropdown */
+.wrap-inner:not(:has(.token)) input[role=combobox] { padding-inline-end: 16px; text-overflow: ellipsis; }
+.wrap-inner:not(:has(.token)) { padding-inline: 8px 0 !important; }
+.wrap-inner:not(:has(.token)) .icon-wrap { inset-inline-end: 8px !important; }
+.gradio-container :is(button, a):focus-visible { outline: 2px solid var(--color-accent); outline-offset: -2px; }
 """
 
 

@@ -54,9 +54,14 @@ def validate(cfg: Any) -> None:
             if isinstance(number, float) and number != number:
                 raise ConfigError(f"{f.name} is not a number.")
             if (low is not None and number < low) or (high is not None and number > high):
-                raise ConfigError(f"{f.name} is {number}, but must be between {low:g} and {high:g}.")
+                raise ConfigError(f"{f.name} is {number}, but must be between {_plain(low)} and {_plain(high)}.")
         if f.name in ("height", "width") and value % 8:
             raise ConfigError(f"{f.name} is {value}, but must be a multiple of 8.")
+
+
+def _plain(bound: float) -> str:
+    """A bound as a person writes it: 10,000,000 and not 1e+07, but 1e-08 as it is."""
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 
 
 def _is(value: Any, hint: Any) -> bool:

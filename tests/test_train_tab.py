@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 import storage
 from app import choices, jobs, training, training_figures, training_html
-from app.tabs import curves, train_queue
+from app.tabs import compare_form, curves, train_queue
 from lpo.config import LPOConfig, LRMConfig, from_preset, to_dict
 from storage import checkpoints
 from storage import jobs as queue
@@ -28,6 +28,8 @@ def test_whether_the_labels_suffice_is_said_in_words(train, words):
 
 def test_what_is_not_known_about_accuracy_is_said_too():
     assert "None is held out yet" in training.sufficiency(counts(50, 0), True)
+    assert "So few held-out labels say little" in training.sufficiency(counts(1, 1), True)
+    assert "**1 usable label** to train on" in training.sufficiency(counts(1, 1), True)
     assert "± 20 points" in training.sufficiency(counts(50, 24), True)
     assert "(skipped and both-bad answers, 7 here, do not train)" in training.sufficiency(
         counts(50, 24, skip=3, both_bad=4, first=70), True
@@ -79,6 +81,9 @@ def test_the_estimate_learns_from_the_last_run(lab):
     # 40 x 6 x 20 x 3 and 5 evaluations of 32 x 20, against 20 x 6 x 20 x 3 and 3 evaluations: 1.93 times as much
     twice = from_preset(LPOConfig, "scenes", iterations=40, **size)
     assert training.estimate(lab, "train-lpo", twice) == "About 12 minutes, judging by your last run."
+    slow = [{**row, "seconds": row["seconds"] + 60} for row in lpo_rows()]  # a minute of loading is spent once
+    write_run(lab, "train-lpo", slow, iterations=20, **size)
+    assert training.estimate(lab, "train-lpo", twice) == "About 13 minutes, judging by your last run."
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_an_lrm_no_better_than_guessing_is_called_that():
     result["heldout"]["accuracy"] = {"value": 0.6, "low": 0.55, "high": 0.65}  # a bootstrap that is too sure
     assert "95% interval 39% to 78%" in training.outcome("train-lrm", result)  # Wilson's, from its table: 12 of 20
     result["heldout"]["accuracy"] = {"value": 0.8, "low": 0.62, "high": 0.93}
-    assert training.outcome("train-lrm", result).endswith("That is better than guessing.")
+    assert training.outcome("train-lrm", result).endswith("then train an adapter with it (2 · Adapter).")
     assert "nobody knows how good" in training.outcome("train-lrm", {"heldout": None})
 
 
@@ -180,6 +185,42 @@ def test_an_adapter_on_top_of_another_brings_it_along(lab):
     assert [(a["path"], a["strength"]) for a in policy["adapters"]] == [("/a", 1.0), ("/b", 0.5)]
     with pytest.raises(ValueError, match="is gone; choose another"):
         choices.policy(lab, "999")
+
+
+def test_compare_with_the_base_means_the_training_that_is_looked_at(lab):
+    job_id = write_run(lab, "train-lpo", lpo_rows(), result={})
+    meta = {"final": True, "policy": {"base": "scenes", "adapters": []}}
+    study = lab.current_study().id
+    row = checkpoints.add_checkpoint(
+        lab.store, kind="adapter", name="LPO 1", path="/a", study_id=study, job_id=job_id, meta=meta
+    )
+    checkpoints.add_checkpoint(lab.store, kind="adapter", name="LPO 2, newer", path="/b", study_id=study, meta=meta)
+    train_queue.to_compare(lab, job_id)
+    assert compare_form.asked(lab) == str(row.id)
+    assert compare_form.asked(lab) is None  # once: the next look at the tab is as it was left
+
+
+def test_a_training_without_a_step_shows_a_sentence_for_plots(lab):
+    value = train_queue.figure(jobs.describe(lab, write_run(lab, "train-lpo", [])))
+    assert value["figure"]["data"] == [] and "No step" in value["note"]
+    value = train_queue.figure(jobs.describe(lab, write_run(lab, "train-lpo", lpo_rows())))
+    assert value["figure"]["data"] and not value["note"]
+
+
+def test_what_the_button_said_is_seen_without_scrolling_and_goes_with_the_next_change(start_server, page, tmp_path):
+    server = start_server("--no-workers")
+    page.goto(server.url)
+    page.click("#tab-train-button")
+    page.click("#train-lrm-start")
+    told = page.locator("#train-lrm-told")
+    expect(told).to_contain_text("no label to train on yet")
+    page.screenshot(path=tmp_path / "train.png")
+    assert told.bounding_box()["y"] + told.bounding_box()["height"] < 720
+    page.locator("#train-lrm").get_by_label("steps", exact=True).fill("-3")
+    expect(told).not_to_contain_text("no label")
+    expect(page.locator("#train-lrm-cost")).to_contain_text("steps is -3, but must be between 1 and 10,000,000.")
+    page.click("#train-lrm-start")
+    expect(told).to_contain_text("Nothing was started")
 
 
 def test_the_command_line_of_several_devices():

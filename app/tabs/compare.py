@@ -83,8 +83,11 @@ def build(lab: Lab) -> None:
     def enter(comparison_id, a, b, count, below, scorer):
         row = comparisons.latest(lab) if comparison_id is None else None
         comparison_id = row.id if row else comparison_id
+        wanted = compare_form.asked(lab)
+        a, b = (choices.BASE, wanted) if wanted else (a, b)
         fresh = [*compare_form.refresh(lab, a, b, count), *search_form.refresh(lab, below, scorer)]
-        return *fresh, comparison_id, gr.Accordion(open=comparison_id is None), *draw(lab, comparison_id, None)
+        unfolded = comparison_id is None or wanted is not None
+        return *fresh, comparison_id, gr.Accordion(open=unfolded), *draw(lab, comparison_id, None)
 
     def add_search(a, eta, *values):
         try:

@@ -112,5 +112,5 @@ def draw(lab: Lab, request: dict | None) -> tuple:
         "failed": f"⚠️ {job['error']}",
         "queued": "Waiting for the worker…",
         "running": f"{job['message'] or 'Starting'}…",
-    }.get(job["state"], "Stopped: a newer request took its place. Press the button to go on.")
+    }.get(job["state"], "Stopped before its end. Press the button to go on.")
     return words, value, gr.Timer(active=job["state"] not in ENDED)

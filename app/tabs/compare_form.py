@@ -8,7 +8,7 @@ from app import choices, comparisons
 from app.comparisons import Side
 from app.lab import Lab
 from app.tabs import search_form
-from storage import studies
+from storage import checkpoints, studies
 from storage.models import Comparison
 
 NONE = ("none", "")
@@ -18,6 +18,7 @@ HELLO = (
     "Is a fine-tune better? The lab draws the same prompts and seeds with two policies; you vote without knowing which "
     "is which, and then see who won and whether that is evidence."
 )
+ASKED = "compare_policy"  # the setting by which the Train tab asks for a comparison
 MOST_PROMPTS = 300
 SECONDS_A_PICTURE = 0.6  # 4 pictures x 20 steps in 2.5 s on two cores
 STEP_SEARCH_COST = 0.35  # of a candidate at every step, in plain samplings: an LRM is the early part of a network
@@ -141,6 +142,19 @@ def create(
         peeking=mode == PEEK,
         sampler={"steps": int(steps), "guidance_scale": float(guidance), "eta": float(eta)},
     )
+
+
+def ask(lab: Lab, policy: str) -> None:
+    """Lets the form begin with the base against this policy: the Train tab's "Compare with the base"."""
+    checkpoints.set_setting(lab.store, ASKED, policy)
+
+
+def asked(lab: Lab) -> str | None:
+    """What `ask` was told since the last call, once."""
+    policy = checkpoints.get_setting(lab.store, ASKED)
+    if policy is not None:
+        checkpoints.set_setting(lab.store, ASKED, None)
+    return policy
 
 
 def refresh(lab: Lab, a: str, b: str, count: int) -> list:

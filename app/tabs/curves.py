@@ -42,7 +42,8 @@ def build(lab: Lab) -> None:
             go = gr.Button("Trace", variant="primary", elem_id="curves-trace")
             siblings = gr.Checkbox(
                 False, label="Show siblings", elem_id="curves-siblings",
-                info="their spread; solid: kept pair, dotted: the spread it lacked; of many curves the one pointed at",
+                info="how far the scores of a step's siblings lie apart; solid: LPO would keep the pair, dotted: what "
+                "it lacks for that. Of many curves only those of the one pointed at",
             )  # fmt: skip
         with gr.Column(scale=1):
             status = gr.Markdown(HELLO, elem_id="curves-status")
@@ -221,7 +222,7 @@ def job_line(job: dict) -> str:
     if job["state"] == "queued":
         return "Waiting for the worker…"
     if job["state"] in ("stopped", "cancelled"):
-        return "Stopped: a newer request took its place. Press **Trace** to go on."
+        return "Stopped before its end. Press **Trace** to go on."
     return "" if job["state"] == "done" else f"{job['message'] or 'Starting'}…"
 
 

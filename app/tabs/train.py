@@ -24,16 +24,16 @@ def build(lab: Lab) -> None:
     tab = Context.block
     chosen = gr.State(None)  # the id of the job that the right half shows; None for the newest
     with gr.Row():
-        with gr.Column(scale=5, min_width=420):
+        with gr.Column(scale=6, min_width=420, elem_classes="dense"):
             with gr.Tabs(elem_id="train-kinds"):
-                with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm") as first:
+                with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm", elem_classes="dense") as first:
                     enough = gr.Markdown()
                     lrm_start, lrm_told, lrm_devices, lrm_init = _lrm_form(lab, chosen)
-                with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo") as second:
+                with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo", elem_classes="dense") as second:
                     gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
                     lpo_start, lpo_told, lpo_devices, lpo_policy, lpo_lrm = _lpo_form(lab, chosen)
             imported = train_models.import_form(lab)
-        with gr.Column(scale=7, min_width=520, elem_classes="dense"):
+        with gr.Column(scale=8, min_width=520, elem_classes="dense"):
             refresh = train_queue.build(lab, chosen)
 
     def enter(init, policy, lrm, newest, lrm_count, lpo_count):
@@ -52,7 +52,9 @@ def build(lab: Lab) -> None:
             gr.Dropdown(**_device_choices(lab, lpo_count)),
         )
 
-    pickers = [lrm_init, lpo_policy, lpo_lrm, gr.State(None), lrm_devices, lpo_devices]
+    # From the page, as the chosen LRM is: a gr.State would be ahead of a choice that is still on its way.
+    newest = gr.Textbox(visible=False)
+    pickers = [lrm_init, lpo_policy, lpo_lrm, newest, lrm_devices, lpo_devices]
     offered = {"fn": enter, "inputs": pickers, "outputs": [enough, *pickers]}
     entered = tab.select(**offered, show_progress="hidden", api_visibility="private")
     for form in (first, second):  # an LRM may have been finished while its own form was looked at
@@ -78,7 +80,8 @@ def _device_choices(lab: Lab, value: int) -> dict:
 
 def _device_picker(lab: Lab, kind: str) -> gr.Dropdown:
     return gr.Dropdown(
-        label="GPUs", info="that train together; batches stay as large", elem_id=f"{kind}-devices", min_width=110,
+        label="GPUs", info="that train together; batches stay as large", scale=7, elem_id=f"{kind}-devices",
+        min_width=110,
         **_device_choices(lab, 1),
     )  # fmt: skip
 
@@ -88,7 +91,7 @@ def _lrm_form(lab: Lab, chosen: gr.State):
     options = [*choices.lrms(lab), FRESH]
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lrm")
-        init = gr.Dropdown(options, value=options[0][1], label="start from", elem_id="train-lrm-init")
+        init = gr.Dropdown(options, value=options[0][1], label="start from", scale=12, elem_id="train-lrm-init")
         devices = _device_picker(lab, "train-lrm")
     form = forms.build(start, leave_out=("base", "init", "pairs", "latent_cache"), first=LRM_MAIN)
 
@@ -104,8 +107,9 @@ def _lpo_form(lab: Lab, chosen: gr.State):
     lrms, policies = choices.lrms(lab), choices.policies(lab)
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lpo")
-        policy = gr.Dropdown(policies, value=choices.BASE, label="start from", elem_id="train-lpo-policy")
-        lrm = gr.Dropdown(lrms, value=lrms[0][1] if lrms else None, label="LRM that judges", elem_id="train-lpo-judge")
+        policy = gr.Dropdown(policies, value=choices.BASE, label="start from", scale=12, elem_id="train-lpo-policy")
+        newest = lrms[0][1] if lrms else None
+        lrm = gr.Dropdown(lrms, value=newest, label="LRM that judges", scale=12, elem_id="train-lpo-judge")
         devices = _device_picker(lab, "train-lpo")
     form = forms.build(start, leave_out=("lrm", "prompts", "eval_prompts"), first=LPO_MAIN)
 
@@ -121,7 +125,8 @@ def _lpo_form(lab: Lab, chosen: gr.State):
 
 def _preset_picker(lab: Lab, kind: str) -> gr.Dropdown:
     default = training.default_preset(lab.current_study().base)
-    return gr.Dropdown(list(PRESETS[kind]), value=default, label="preset", elem_id=f"{kind}-preset", min_width=110)
+    names = list(PRESETS[kind])
+    return gr.Dropdown(names, value=default, label="preset", scale=7, elem_id=f"{kind}-preset", min_width=110)
 
 
 def _needed(value: str | None, what: str) -> str:
@@ -136,12 +141,13 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
 
     `fixed(*pickers' values)` gives the fields that are not in the form.
     """
-    cost = gr.Markdown(elem_id=f"{kind}-cost")
-    start = gr.Button(label, variant="primary", elem_id=f"{kind}-start")
+    with gr.Row():
+        cost = gr.Markdown(elem_id=f"{kind}-cost", elem_classes="beside-button")
+        start = gr.Button(label, variant="primary", scale=0, min_width=190, elem_id=f"{kind}-start")
     told = gr.Markdown(elem_id=f"{kind}-told")  # of the button alone: an estimate that comes late must not cover it
     with gr.Accordion("The same on the command line", open=False):
         line = gr.Textbox(
-            label="", lines=2, max_lines=8, interactive=False, buttons=["copy"], elem_id=f"{kind}-command"
+            show_label=False, lines=2, max_lines=8, interactive=False, buttons=["copy"], elem_id=f"{kind}-command"
         )
 
     def config_of(*values):
@@ -158,17 +164,22 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
         """Returns the sentence for the form and the new job's id, which the queue then shows."""
         try:
             config = config_of(*values)
+        except ValueError:  # beside the button stands which one, and why
+            return "⚠️ Nothing was started: a setting has to be corrected first.", gr.skip()
+        try:
             if kind == "train-lrm" and not answers.counts(lab.store, lab.current_study().id)["train"]:
                 raise ConfigError("There is no label to train on yet; give some answers in the Label tab first.")
             job = jobs.submit(lab, kind, {**to_dict(config), jobs.PROCESSES: devices}, lab.current_study().id)
         except ValueError as error:
             return f"⚠️ {error}", gr.skip()
-        return "It is in the queue, at the right. You may close this page: the training goes on.", job
+        return "It is in the queue at the right, and goes on if you close this page.", job
 
     inputs = [devices, *pickers, *form.inputs]
     changed = [component.change for component in [preset, *inputs]]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(changed, tell, [preset, *inputs], [cost, line], trigger_mode="always_last", **quiet)
     preset.input(lambda name: form.show(from_preset(CONFIGS[kind], name)), preset, list(form.inputs), **quiet)
+    # In the browser, at once: a warning about a setting goes when the setting changes, however busy the server is.
+    gr.on([each.input for each in [preset, *inputs]], None, None, told, js="() => ''", **quiet)
     started = start.click(begin, inputs, [told, chosen], **quiet)
     return started, lambda event: event.then(tell, [preset, *inputs], [cost, line], **quiet)

@@ -25,10 +25,10 @@ def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab) -> None:
     with gr.Row(equal_height=True):
         which = gr.Dropdown([], label="checkpoint", scale=3, min_width=160, elem_id="export-which")
         layout = gr.Dropdown([], label="format", scale=3, min_width=170, elem_id="export-format")
-        dtype = gr.Dropdown(models.DTYPES, value="float16", label="numbers", scale=2, min_width=110)
+        dtype = gr.Dropdown(models.DTYPES, value="float16", label="precision", scale=2, min_width=110)
     with gr.Row(equal_height=True):
-        alone = gr.Checkbox(False, label="without the adapters that it was trained on top of", scale=3)
-        go = gr.Button("Export", variant="primary", size="sm", scale=1, min_width=120, elem_id="export-go")
+        go = gr.Button("Export", variant="primary", size="sm", scale=0, min_width=160, elem_id="export-go")
+        alone = gr.Checkbox(False, label="without the adapters that it was trained on top of", container=False)
     note = gr.Markdown(elem_id="export-note")
     listing = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="export-list")
     timer = gr.Timer(1.0, active=False)
@@ -70,13 +70,16 @@ def import_form(lab: Lab) -> Callable:
     with gr.Accordion("Models from elsewhere", open=False, elem_id="import-model"):
         gr.Markdown(HELLO)
         with gr.Row(equal_height=True):
-            kind = gr.Radio(models.KINDS, value="adapter", label="what it is", elem_id="import-kind")
-            name = gr.Textbox(label="name here", placeholder="its file name", max_lines=1, min_width=140)
+            kind = gr.Radio(
+                models.KINDS, value="adapter", label="what it is", scale=3, min_width=340, elem_id="import-kind"
+            )
+            name = gr.Textbox(label="its name here", placeholder="the file name", max_lines=1, min_width=120)
         path = gr.Textbox(label="file or folder", placeholder="/models/lora.safetensors", max_lines=1,
                           elem_id="import-path")  # fmt: skip
         base = gr.Textbox(label="its base model, if not the study's", placeholder="as the study", visible=False,
                           info="an official LRM brings no tokenizer: it takes its base's", max_lines=1)  # fmt: skip
-        go = gr.Button("Add", size="sm", elem_id="import-go")
+        with gr.Row():
+            go = gr.Button("Check and add", size="sm", scale=0, min_width=160, elem_id="import-go")
         note = gr.Markdown(elem_id="import-note")
         listing = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="import-list")
     timer = gr.Timer(1.0, active=False)

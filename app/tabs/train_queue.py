@@ -10,7 +10,7 @@ import gradio as gr
 from app import choices, jobs, training_figures
 from app.components.reward_plot import RewardPlot
 from app.lab import Lab
-from app.tabs import curves, train_models
+from app.tabs import compare_form, curves, train_models
 from app.training_html import STYLE, head_html, list_html, pictures_html
 from storage.jobs import JobError
 
@@ -50,7 +50,7 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
             pictures = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="train-pictures")
         with gr.Tab("Log"):
             log = gr.Textbox(
-                label="",
+                show_label=False,
                 lines=16,
                 max_lines=16,
                 interactive=False,
@@ -102,9 +102,9 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
     deleted = yes.click(_acting(lab, jobs.delete), chosen, chosen, **quiet)
     refresh(deleted)
     deleted.then(lambda: gr.update(visible=False), None, confirm, **quiet)
-    went = look.click(lambda job_id: to_curves(lab, job_id), chosen, None, **quiet)
-    went.then(None, None, None, js="() => document.querySelector('#tab-curves-button').click()")
-    compare.click(None, None, None, js="() => document.querySelector('#tab-compare-button').click()")
+    for button, hand_over, tab in ((look, to_curves, "curves"), (compare, to_compare, "compare")):
+        handed = button.click(lambda job_id, hand_over=hand_over: hand_over(lab, job_id), chosen, None, **quiet)
+        handed.then(None, None, None, js=f"() => document.querySelector('#tab-{tab}-button').click()")
     return refresh
 
 
@@ -145,23 +145,33 @@ def _buttons(job: dict) -> list:
 
 
 def figure(job: dict) -> dict:
-    return (
-        training_figures.lrm(job["metrics"], job["result"])
-        if job["kind"] == "train-lrm"
-        else training_figures.lpo(job["metrics"])
-    )
+    """The plots of a training; before its first step a sentence stands in their place."""
+    if not job["metrics"]:
+        return {"figure": {"data": [], "layout": {}}, "curves": [], "note": "No step was taken yet: no plots."}
+    if job["kind"] == "train-lrm":
+        return training_figures.lrm(job["metrics"], job["result"])
+    return training_figures.lpo(job["metrics"])
+
+
+def _made(lab: Lab, job_id: str) -> str | None:
+    """The choice's value of what a training made: its final checkpoint, None if it is gone."""
+    kind = "lrm" if jobs.describe(lab, job_id)["kind"] == "train-lrm" else "adapter"
+    return next((str(row.id) for row in choices.checkpoints(lab, kind) if row.job_id == job_id), None)
+
+
+def to_compare(lab: Lab, job_id: str) -> None:
+    """Lets the form of the Compare tab begin with what this training made, against the base."""
+    if value := _made(lab, job_id):
+        compare_form.ask(lab, value)
 
 
 def to_curves(lab: Lab, job_id: str) -> None:
     """Lets the Curves tab begin with what this training made, beside what it started from."""
-    kind = "lrm" if jobs.describe(lab, job_id)["kind"] == "train-lrm" else "adapter"
-    made = [row for row in choices.checkpoints(lab, kind) if row.job_id == job_id]
-    made.sort(key=lambda row: row.meta.get("final", False), reverse=True)
-    if not made:
+    value = _made(lab, job_id)
+    if value is None:
         return
-    value = str(made[0].id)
     last = curves.last_choice(lab)
-    if kind == "lrm":
+    if jobs.describe(lab, job_id)["kind"] == "train-lrm":
         wanted = {**last, "lrms": [value, choices.WARM] if lab.current_study().base == "scenes" else [value]}
     else:
         wanted = {**last, "policies": [choices.BASE, value]}
