@@ -15,6 +15,7 @@ from sqlmodel import select
 
 from app import choices, jobs
 from app.lab import Lab
+from app.pairs import lines
 from app.statistics import WinRate, in_words, paired_difference, win_rate, win_rate_peeking
 from app.story import policy_words
 from lpo.config import SampleConfig, from_dict, to_dict
@@ -69,7 +70,7 @@ def create(
         raise ValueError(
             "Both sides are the same policy; choose another checkpoint or another strength for one of them."
         )
-    prompts = read_prompts(own_prompts) if own_prompts.strip() else draw_prompts(lab, study.id, int(count))
+    prompts = lines(own_prompts) if own_prompts.strip() else draw_prompts(lab, study.id, int(count))
     if not 1 <= int(seeds) <= 16:
         raise ValueError(f"Pictures per prompt are {seeds:g}; choose 1 to 16.")
     if len(prompts) * int(seeds) > MOST_PAIRS:
@@ -92,11 +93,6 @@ def create(
     )
     jobs.submit(lab, "compare", {"comparison_id": row.id}, study.id)
     return row.id
-
-
-def read_prompts(text: str) -> list[str]:
-    """One prompt a line, each once, blank lines left out."""
-    return list(dict.fromkeys(" ".join(line.split()) for line in text.splitlines() if line.strip()))
 
 
 def draw_prompts(lab: Lab, study_id: int, count: int) -> list[str]:

@@ -12,6 +12,7 @@ from app.components.before_after import before_after
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
 from app.tabs import compare_curves, compare_form, compare_list, search_form
+from lpo.export_card import plain
 from storage import comparisons as stored
 from storage.models import Comparison
 
@@ -94,7 +95,7 @@ def build(lab: Lab) -> None:
             value = search_form.add(lab, *values)
         except ValueError as error:
             return gr.skip(), gr.skip(), gr.skip(), f"⚠️ {error}"
-        words = f"Policy B is **{search_form.name_of(lab, value)}** now."
+        words = f"Policy B is **{plain(search_form.name_of(lab, value))}** now."
         if not eta and choices.split(value)[1]["method"] == "steps":
             eta, words = 1.0, f"{words} eta is 1 for both, because siblings differ by their noise."
         known = choices.sampling_policies(lab)
@@ -175,7 +176,7 @@ def draw(lab: Lab, comparison_id: int | None, before: list | None) -> list:
     face = [comparison_id, row.state]
     timer = gr.Timer(active=row.state in OPEN)
     a, b = comparisons.names(lab, row)
-    head = f"**#{row.id} · {a} against {b}**"
+    head = f"**#{row.id} · {plain(a)} against {plain(b)}**"
     if row.state == "preparing":
         words, halted = _sampling(lab, row, progress)
         listed = gr.skip() if face == before else compare_list.table(lab, row.id)

@@ -7,6 +7,7 @@ import gradio as gr
 from app import choices, comparisons
 from app.comparisons import Side
 from app.lab import Lab
+from app.pairs import lines
 from app.tabs import search_form
 from storage import checkpoints, studies
 from storage.models import Comparison
@@ -66,14 +67,14 @@ def build() -> Form:
         )
         seeds = gr.Slider(1, 8, value=1, step=1, label="seeds", scale=2, min_width=170, elem_id="compare-seeds")
         mode = gr.Radio([FIXED, PEEK], value=FIXED, label="the verdict comes", scale=3, elem_id="compare-mode")
-        votes = gr.Number(30, label="votes", precision=0, minimum=1, min_width=90, elem_id="compare-votes")
+        votes = gr.Number(30, label="votes", precision=0, min_width=90, elem_id="compare-votes")
     own = gr.Textbox(label="prompts, one a line", lines=4, visible=False, elem_id="compare-own")
     with gr.Accordion("Second adapters and sampler", open=False), gr.Row():
         more_a, more_strength_a = _more("A")
         more_b, more_strength_b = _more("B")
-        steps = gr.Number(20, label="steps", precision=0, minimum=1, min_width=80)
-        guidance = gr.Number(5.0, label="guidance_scale", minimum=0.0, min_width=80)
-        eta = gr.Number(0.0, label="eta", minimum=0.0, maximum=1.0, min_width=80)
+        steps = gr.Number(20, label="steps", precision=0, min_width=80)
+        guidance = gr.Number(5.0, label="guidance_scale", min_width=80)
+        eta = gr.Number(0.0, label="eta", min_width=80)
     search = search_form.build("compare")
     with gr.Row(equal_height=True):
         note = gr.Markdown(estimate(HELD_OUT, 30, 1, "")[0], elem_id="compare-note")
@@ -106,11 +107,12 @@ def _more(name: str) -> tuple[gr.Dropdown, gr.Slider]:
 
 def estimate(source: str, count: float, seeds: float, own: str, a: str = "", b: str = "") -> tuple[str, int]:
     """How many pairs this will be and about how long the sampling takes where it was measured; and as many votes."""
-    prompts = len(comparisons.read_prompts(own or "")) if source == OWN else int(count or 0)
+    prompts = len(lines(own)) if source == OWN else int(count or 0)
     pairs = prompts * int(seeds or 0)
     seconds = pairs * SECONDS_A_PICTURE * (_times(a) + _times(b))
     time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-    return f"{pairs} pairs to vote on; with Scenes on two cores sampling takes about {time}.", pairs
+    many = "1 pair" if pairs == 1 else f"{pairs} pairs"
+    return f"{many} to vote on; with Scenes on two cores sampling takes about {time}.", pairs
 
 
 def _times(value: str) -> float:
@@ -128,6 +130,10 @@ def create(
     """The comparison that the form describes, queued; returns its id. ValueError with one sentence."""
     if source == OWN and not (own or "").strip():
         raise ValueError("There are no prompts of your own yet; write at least one, each on a line of its own.")
+    if len(choices.sampling_policies(lab)) == 1:
+        raise ValueError(
+            "There is only the base so far: train an adapter in the Train tab, or make a search with an LRM above."
+        )
     for name, value in (("steps", steps), ("guidance_scale", guidance), ("eta", eta)):
         if value is None:
             raise ValueError(f"{name} is empty; give a number.")

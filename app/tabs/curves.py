@@ -16,6 +16,7 @@ from app.figures import rewards
 from app.lab import Lab
 from app.tabs import search_form
 from lpo.config import ConfigError, TraceConfig, from_preset, to_dict
+from lpo.export_card import plain
 from storage import checkpoints, studies
 
 LAST_CHOICE = "curves_choice"
@@ -86,7 +87,7 @@ def build(lab: Lab) -> None:
             value = search_form.add(lab, *values)
         except ValueError as error:
             return gr.skip(), f"⚠️ {error}"
-        words = f"**{search_form.name_of(lab, value)}** is among the policies now: press **Trace**."
+        words = f"**{plain(search_form.name_of(lab, value))}** is among the policies now: press **Trace**."
         return gr.Dropdown(choices.sampling_policies(lab), value=list(dict.fromkeys([*policies, value]))), words
 
     def forget_searches(policies):

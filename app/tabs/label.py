@@ -9,6 +9,7 @@ from gradio.context import Context
 from app import choices, pairs
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
+from lpo.export_card import plain
 from storage import StorageError
 from storage import jobs as queue
 
@@ -50,7 +51,7 @@ def build(lab: Lab) -> None:
 def describe(lab: Lab) -> str:
     """The current study in one line."""
     row = lab.current_study()
-    return f"Base `{row.base}`, question “{row.question}”. {SPLIT}"
+    return f"Base {plain(row.base)}, question “{plain(row.question)}”. {SPLIT}"
 
 
 def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
@@ -69,9 +70,7 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
                 second = gr.Dropdown(
                     known, value=choices.BASE, label="the other from", min_width=140, elem_id="label-second"
                 )
-            each = gr.Number(
-                2, label="pairs per prompt", precision=0, minimum=1, maximum=pairs.MOST_EACH, elem_id="label-each"
-            )
+            each = gr.Number(2, label="pairs per prompt", precision=0, elem_id="label-each")
     with gr.Accordion("Sampler", open=False), gr.Row():
         steps = gr.Number(20, label="steps", precision=0)
         guidance = gr.Number(5.0, label="guidance_scale")
@@ -159,7 +158,7 @@ def _studies_form(lab: Lab, picker: gr.HTML) -> tuple[gr.Dropdown, gr.Markdown]:
         except ValueError as error:
             return gr.skip(), gr.skip(), gr.skip(), f"⚠️ {error}"
         options = [(each.name, each.id) for each in lab.studies()]
-        line = f"“{row.name}” has {train} training and {heldout} held-out prompts; its first pairs are on their way."
+        line = f"“{plain(row.name)}” has {train} training and {heldout} held-out prompts; first pairs are on their way."
         if heldout == 0 or train == 0:
             line += " With so few prompts one side is empty; add prompts before you train."
         return {"study": row.id}, gr.Dropdown(options, value=row.id), describe(lab), line
