@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,25 +154,14 @@ def report(result: dict) -> str:
         ["TFLOP of a step", f"{result['tflop']['step']:.3f}"],
         ["achieved TFLOP/s", f"{result['tflop_per_second']:.3f}"],
     ]
-    if "memory" in result:
-        rows.append(["peak memory", f"{result['memory'] / 2**30:.2f} GiB"])
+    rows += [["peak memory", measure.gib(peak)] for peak in result["memory"].values()]
     title = f"## One LRM training step, {setting['size']}, {setting['dtype']}, {setting['batch_size']} pairs"
     title += ", gradient checkpointing" * setting["gradient_checkpointing"] + ", compiled" * setting["compile"]
     return "\n".join([title, "", measure.name_of(result["machine"]), "", measure.table(["", ""], rows), ""])
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    with tempfile.TemporaryDirectory() as name:
-        result = run(arguments, Path(name))
-    if arguments.memory_of:
-        print(result["peak"])
-        return 0
-    if not arguments.no_memory:
-        result["memory"] = measure.in_child("benchmarks.lrm_step", arguments, "--memory-of", "cached")
-    print(report(result))
-    measure.write(result, arguments.out)
-    return 0
+    return measure.carry_out("benchmarks.lrm_step", parse(argv), run, report)
 
 
 if __name__ == "__main__":

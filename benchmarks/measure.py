@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -226,6 +226,31 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def carry_out(
+    module: str,
+    arguments: argparse.Namespace,
+    run: Callable[[argparse.Namespace, Path], dict],
+    report: Callable[[dict], str],
+    patterns: Sequence[str] = ("ours",),
+) -> int:
+    """The main function of a benchmark: `run(arguments, scratch folder)`, the peak memory of each pattern in a process
+    of its own, then `report(result)` and the JSON file. As such a process it prints its peak alone."""
+    with tempfile.TemporaryDirectory() as name:
+        result = run(arguments, Path(name))
+    if arguments.memory_of:
+        print(result["peak"])
+        return 0
+    wanted = () if arguments.no_memory else patterns
+    result["memory"] = {name: in_child(module, arguments, "--memory-of", name) for name in wanted}
+    print(report(result))
+    write(result, arguments.out)
+    return 0
 
 
 def write(result: dict, out: Path | None) -> None:

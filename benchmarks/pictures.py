@@ -27,7 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace) -> dict:
+def run(arguments: argparse.Namespace, _folder: Path) -> dict:
     """All numbers of the benchmark."""
     meter = Meter(arguments.device)
     base = models.base_of(arguments.size, arguments.models, arguments.dtype, arguments.device)
@@ -76,24 +76,14 @@ def report(result: dict) -> str:
     rows.append(["rows through the policy", str(result["rows"]["policy"])])
     rows += [[f"TFLOP of {phase}", f"{value:.3f}"] for phase, value in result["tflop"].items()]
     rows.append(["achieved TFLOP/s", f"{result['tflop_per_second']:.3f}"])
-    if "memory" in result:
-        rows.append(["peak memory", f"{result['memory'] / 2**30:.2f} GiB"])
+    rows += [["peak memory", measure.gib(peak)] for peak in result["memory"].values()]
     title = f"## Four pictures, {setting['size']}, {setting['dtype']}, {setting['steps']} steps"
     title += ", compiled" * setting["compile"]
     return "\n".join([title, "", measure.name_of(result["machine"]), "", measure.table(["", ""], rows), ""])
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    result = run(arguments)
-    if arguments.memory_of:
-        print(result["peak"])
-        return 0
-    if not arguments.no_memory:
-        result["memory"] = measure.in_child("benchmarks.pictures", arguments, "--memory-of", "pictures")
-    print(report(result))
-    measure.write(result, arguments.out)
-    return 0
+    return measure.carry_out("benchmarks.pictures", parse(argv), run, report)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import lpo_iteration, measure
+from benchmarks.lpo_patterns import Ours, config_of, reset, write_prompts
 from benchmarks.measure import Meter
 
 VARIANTS = {
@@ -19,6 +20,10 @@ VARIANTS = {
     "t >= 701, `t_min=701`": ["t_min=701"],
     "two antithetic siblings, `siblings=2 antithetic=true`": ["siblings=2", "antithetic=true"],
     "both": ["t_min=701", "siblings=2", "antithetic=true"],
+    "four antithetic siblings, `antithetic=true`": ["antithetic=true"],
+    "siblings at their own timestep, `score_timestep=own`": ['score_timestep="own"'],
+    "equal weight of steps, `timestep_weighting=equal`": ['timestep_weighting="equal"'],
+    "beta per nat, `beta_unit=nat beta=0.0305`": ['beta_unit="nat"', "beta=0.0305"],
 }
 
 
@@ -29,12 +34,12 @@ def run(argv: list[str], folder: Path) -> dict:
         arguments = lpo_iteration.parse([*argv, *(["--set", *changes] if changes else [])])
         place = folder / str(i)
         place.mkdir()
-        config = lpo_iteration.config_of(arguments, lpo_iteration.write_prompts(place, arguments.prompts))
+        config = config_of(arguments, write_prompts(place, arguments.prompts))
         meters[name] = Meter(arguments.device)
-        patterns[name] = lpo_iteration.Ours(config, place, meters[name])
+        patterns[name] = Ours(config, place, meters[name])
 
     def once(name: str) -> dict[str, float]:
-        lpo_iteration.reset(patterns[name])
+        reset(patterns[name])
         meters[name].reset()
         patterns[name].iterate(all_pairs)
         return meters[name].steady()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import gpu, lpo_iteration, lrm_step, pictures, variants, work
+from benchmarks import gpu, lpo_iteration, lpo_patterns, lrm_step, pictures, variants, work
 
 PROMPTS, SIBLINGS, STEPS, KEPT = 2, 2, 3, 4
 
@@ -120,7 +120,12 @@ def test_full_sizes_are_the_published_models():
     assert "28 pairs, all" in work.report(found)
 
 
-def test_variants_count_what_each_leaves_out(models, tmp_path, capsys):
+def test_variants_count_what_each_leaves_out(models, tmp_path, capsys, monkeypatch):
+    prompts = lpo_patterns.write_prompts(tmp_path, 1)
+    for changes in variants.VARIANTS.values():  # all are settings of train-lpo
+        arguments = lpo_iteration.parse(["--models", models, "--device", "cpu", "--set", *changes])
+        assert lpo_patterns.config_of(arguments, prompts).steps == 20
+    monkeypatch.setattr(variants, "VARIANTS", dict([*variants.VARIANTS.items()][:5]))
     flags = ["--prompts", "1", "--siblings", "4", "--steps", "4", "--train-batch-size", "4"]  # t = 751, 501, 251, 1
     assert variants.main([*common(models, tmp_path / "a.json"), *flags]) == 0
     found = json.loads((tmp_path / "a.json").read_text())["rows"].values()
@@ -129,5 +134,6 @@ def test_variants_count_what_each_leaves_out(models, tmp_path, capsys):
         (2 + 2, 2, 8),
         (8 + 8, 8, 16),
         (2 + 2, 2, 4),
+        (8 + 8, 8, 32),
     ]
     assert "| both | 4 | 2 | 4 |" in capsys.readouterr().out
