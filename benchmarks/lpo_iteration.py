@@ -34,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gradient-checkpointing", action="store_true", help="in both patterns")
     parser.add_argument("--micro-batch-size", type=int, help="pairs in one forward of ours; less memory, same maths")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=JSON", help="other settings of train-lpo, for ours alone"
+        "--set", nargs="*", default=[], metavar="NAME=JSON", help="other settings of train-lpo, for ours alone"
     )
     parser.add_argument("--no-naive", action="store_true", help="measure ours alone")
     parser.add_argument("--profile", action="store_true", help="also print where one iteration of ours spends its time")
