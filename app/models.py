@@ -12,7 +12,7 @@ from app import choices, comparisons, jobs
 from app.lab import Lab
 from app.statistics import in_words
 from app.story import megabytes
-from storage import answers, checkpoints
+from storage import checkpoints, numbers
 from storage import comparisons as stored
 from storage import jobs as queue
 from storage.models import Checkpoint
@@ -25,6 +25,7 @@ FORMATS = {
 DTYPES = ["float16", "float32", "bfloat16"]
 KINDS = [("LoRA", "adapter"), ("LRM", "lrm"), ("merged UNet", "base")]
 EXPORT, IMPORT = "export-model", "import-model"
+LISTED = {EXPORT: 20, IMPORT: 6}  # what was taken in long ago is in the lists of models
 ENDED = ("done", "failed", "stopped", "cancelled")
 
 
@@ -75,7 +76,7 @@ def _labels(lab: Lab, study_id: int | None, snapshot: Path) -> dict:
         return {}
     with open(snapshot) as file:
         splits = [json.loads(line)["split"] for line in file]
-    annotators = answers.counts(lab.store, study_id)["annotators"]
+    annotators = numbers.counts(lab.store, study_id)["annotators"]
     simulated = sum(each["labels"] for each in annotators if each["kind"] == "simulated")
     return {"train": splits.count("train"), "heldout": splits.count("heldout"), "simulated": simulated}
 
@@ -127,7 +128,7 @@ def listing(lab: Lab, kind: str, checkpoint_ids: list[int] | None = None) -> tup
     rows = [row for row in jobs.list_jobs(lab, lane="data", limit=200) if row["kind"] == kind]
     if checkpoint_ids is not None:
         rows = [row for row in rows if row["config"]["checkpoint_id"] in checkpoint_ids]
-    lines = "".join(f"<tr><td>{_what(row)}</td><td>{_state(row)}</td></tr>" for row in rows[:20])
+    lines = "".join(f"<tr><td>{_what(row)}</td><td>{_state(row)}</td></tr>" for row in rows[: LISTED[kind]])
     return f"<table>{lines}</table>" if lines else "", any(row["state"] not in ENDED for row in rows)
 
 

@@ -26,7 +26,7 @@ def default_preset(base: str) -> str:
 
 
 def sufficiency(counts: dict, has_warm_start: bool) -> str:
-    """Whether the labels suffice, from `storage.answers.counts`, in two or three sentences."""
+    """Whether the labels suffice, from `storage.numbers.counts`, in two or three sentences."""
     train, heldout = counts["train"], counts["heldout"]
     told = sum(counts["choices"].get(name, 0) for name in ("both_bad", "skip"))
     head = f"**{train} usable {'label' if train == 1 else 'labels'}** to train on, {heldout} held out to test with"

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -108,15 +109,17 @@ def prepare(task: Task) -> dict:
     if study_id is None:
         return config
     if task.job.kind == "train-lrm":
-        lines = answers.training_pairs(task.store, study_id)
-        if not any(line["split"] == "train" for line in lines):
+        config["pairs"], written = str(folder / "pairs.jsonl"), Counter()
+        with open(config["pairs"], "w") as file:
+            for line in answers.training_pairs(task.store, study_id):
+                file.write(json.dumps(line) + "\n")
+                written[line["split"]] += 1
+        if not written["train"]:
             raise TrainingError(
                 "There is no label to train on yet; answer some pairs in the Label tab (ties count, skips do not)."
             )
-        config["pairs"] = str(folder / "pairs.jsonl")
-        (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         filtered = filters.describe(filters.active(task.store, study_id))
-        write_json(folder / "snapshot.json", {"format_version": 1, "pairs": len(lines), "filter": filtered})
+        write_json(folder / "snapshot.json", {"format_version": 1, "pairs": written.total(), "filter": filtered})
         return config
     for field, split in (("prompts", "train"), ("eval_prompts", "heldout")):
         texts = [prompt.text for prompt in labels.study_prompts(task.store, study_id, split)]

@@ -29,6 +29,8 @@ from .models import (
 BLIND_STATES = ("preparing", "voting")
 ANY = "any"
 UNLABELLED = "unlabelled"
+ORIGINS = ("comparison", "form", "import", "queue")  # where pairs come from
+MOST = 10_000  # matches that are counted and paged through; of more the newest are shown
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,11 @@ class Filters:
 
 
 def pictures(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
-    """How many pictures match, and page `page` (from 0) of them, newest first.
+    """How many pictures match (at most MOST + 1), and page `page` (from 0) of them, newest first.
 
     Each is {id, hash, prompt, width, height, origin, made, provenance}.
     """
-    query = select(Picture, Prompt).join(Prompt, Prompt.id == Picture.prompt_id, isouter=True)
-    query = query.where(Picture.hash.not_in(blind_hashes()), *_time(Picture.created_at, filters))
+    query = select(Picture.id).where(Picture.hash.not_in(blind_hashes()), *_time(Picture.created_at, filters))
     query = query.where(*_prompt(filters, Picture.prompt_id))
     if filters.origin != ANY:
         query = query.where(_imported(Picture) if filters.origin == "import" else ~_imported(Picture))
@@ -68,17 +69,17 @@ def pictures(store: Storage, filters: Filters, page: int, size: int) -> tuple[in
             *_label(filters),
         )
         query = query.where(labelled)
+    rows = select(Picture, Prompt).join(Prompt, Prompt.id == Picture.prompt_id, isouter=True)
     with store.reader() as session:
-        total, rows = _page(session, query, Picture.id.desc(), page, size)
-        return total, [picture_row(picture, prompt) for picture, prompt in rows]
+        total, found = _page(session, query, Picture.id, rows, page, size)
+        return total, [picture_row(picture, prompt) for picture, prompt in found]
 
 
 def pairs(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
-    """How many pairs match, and a page of them, newest first: {id, prompt, first, second (hashes), origin, labels}."""
-    first, second = aliased(Picture), aliased(Picture)
-    query = select(Pair, Prompt, first.hash, second.hash).join(Prompt, Prompt.id == Pair.prompt_id)
-    query = query.join(first, first.id == Pair.first_id).join(second, second.id == Pair.second_id)
-    query = query.where(~blind_pair(Pair.id), *_time(Pair.created_at, filters), *_prompt(filters, Pair.prompt_id))
+    """How many pairs match (at most MOST + 1), and a page of them, newest first: {id, prompt, first, second (hashes),
+    origin, labels}."""
+    query = select(Pair.id).where(~blind_pair(Pair.id), *_time(Pair.created_at, filters))
+    query = query.where(*_prompt(filters, Pair.prompt_id))
     if filters.study_id is not None:
         query = query.where(_asked(filters.study_id))
     if filters.origin != ANY:
@@ -87,10 +88,13 @@ def pairs(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, 
         query = query.where(~exists().where(Preference.pair_id == Pair.id, *_standing()))
     if filters.about_labels:
         query = query.where(exists().where(Preference.pair_id == Pair.id, *_standing(), *_label(filters)))
+    first, second = aliased(Picture), aliased(Picture)
+    rows = select(Pair, Prompt, first.hash, second.hash).join(Prompt, Prompt.id == Pair.prompt_id)
+    rows = rows.join(first, first.id == Pair.first_id).join(second, second.id == Pair.second_id)
     with store.reader() as session:
-        total, rows = _page(session, query, Pair.id.desc(), page, size)
-        ids = [pair.id for pair, *_ in rows]
+        total, found = _page(session, query, Pair.id, rows, page, size)
         said: dict[int, list[str]] = {}
+        ids = [pair.id for pair, *_ in found]
         answers = select(Preference.pair_id, Preference.choice).where(Preference.pair_id.in_(ids), *_standing())
         if filters.study_id is not None:
             answers = answers.where(Preference.study_id == filters.study_id)
@@ -105,37 +109,34 @@ def pairs(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, 
                 "origin": pair.origin,
                 "labels": said.get(pair.id, []),
             }
-            for pair, prompt, one, two in rows
+            for pair, prompt, one, two in found
         ]
 
 
 def labels(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
-    """How many label rows match, undos included, and a page of them, newest first.
+    """How many label rows match (at most MOST + 1), undos included, and a page of them, newest first.
 
     Each is as `label_row` gives it, with the hashes of both pictures as first and second.
     """
-    first, second = aliased(Picture), aliased(Picture)
-    query = select(Preference, Annotator, Prompt, Study, first.hash, second.hash)
-    query = query.join(Annotator, Annotator.id == Preference.annotator_id)
-    query = query.join(Pair, Pair.id == Preference.pair_id).join(Prompt, Prompt.id == Pair.prompt_id)
-    query = query.join(Study, Study.id == Preference.study_id)
-    query = query.join(first, first.id == Pair.first_id).join(second, second.id == Pair.second_id)
-    query = query.where(~blind_pair(Pair.id), *_time(Preference.created_at, filters), *_prompt(filters, Pair.prompt_id))
+    query = select(Preference.id).where(~blind_pair(Preference.pair_id), *_time(Preference.created_at, filters))
     query = query.where(*_label(filters))
-    if filters.study_id is not None:
-        query = query.where(Preference.study_id == filters.study_id)
-    if filters.origin != ANY:
-        query = query.where(Pair.origin == filters.origin)
+    if filters.study_id is not None:  # + 0: newest first is the order of the table, the study's index is not
+        query = query.where(Preference.study_id + 0 == filters.study_id)
+    of_pair = _prompt(filters, Pair.prompt_id) + ([Pair.origin == filters.origin] if filters.origin != ANY else [])
+    if filters.text.strip():  # few match: find them first
+        query = query.where(Preference.pair_id.in_(select(Pair.id).where(*of_pair)))
+    elif of_pair:
+        query = query.where(exists().where(Pair.id == Preference.pair_id, *of_pair))
+    first, second = aliased(Picture), aliased(Picture)
+    rows = select(Preference, Annotator, Prompt, Study, first.hash, second.hash)
+    rows = rows.join(Annotator, Annotator.id == Preference.annotator_id)
+    rows = rows.join(Pair, Pair.id == Preference.pair_id).join(Prompt, Prompt.id == Pair.prompt_id)
+    rows = rows.join(Study, Study.id == Preference.study_id)
+    rows = rows.join(first, first.id == Pair.first_id).join(second, second.id == Pair.second_id)
     with store.reader() as session:
-        total, rows = _page(session, query, Preference.id.desc(), page, size)
-        gone = revoked(session, [row.id for row, *_ in rows])
-        return total, [{**label_row(*row, row[0].id in gone), "first": one, "second": two} for *row, one, two in rows]
-
-
-def origins(store: Storage) -> list[str]:
-    """Where pairs came from, e.g. queue, form, import, comparison."""
-    with store.reader() as session:
-        return list(session.exec(select(Pair.origin).distinct().order_by(Pair.origin)))
+        total, found = _page(session, query, Preference.id, rows, page, size)
+        gone = revoked(session, [row.id for row, *_ in found])
+        return total, [{**label_row(*row, row[0].id in gone), "first": one, "second": two} for *row, one, two in found]
 
 
 def hidden(store: Storage) -> tuple[int, int]:
@@ -150,9 +151,12 @@ def day(moment: float) -> str:
     return datetime.datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M")
 
 
-def _page(session: Session, query: Select, order, page: int, size: int) -> tuple[int, Sequence]:
-    total = session.exec(select(func.count()).select_from(query.order_by(None).subquery())).one()
-    return total, session.exec(query.order_by(order).offset(page * size).limit(size)).all()
+def _page(session: Session, query: Select, key, rows: Select, page: int, size: int) -> tuple[int, Sequence]:
+    """How many ids the query gives, counted up to MOST + 1, and `rows` of one page of them, newest first."""
+    newest = query.order_by(key.desc())
+    total = session.exec(select(func.count()).select_from(newest.limit(MOST + 1).subquery())).one()
+    ids = session.exec(newest.offset(page * size).limit(size)).all()
+    return total, session.exec(rows.where(key.in_(ids)).order_by(key.desc())).all()
 
 
 def blind_hashes() -> Select:
@@ -185,7 +189,8 @@ def _prompt(filters: Filters, prompt_id) -> list:
     """Conditions on the prompt of a row: its text, and its study and split."""
     conditions = []
     if filters.text.strip():
-        conditions.append(Prompt.text.icontains(filters.text.strip(), autoescape=True))
+        matching = select(Prompt.id).where(Prompt.text.icontains(filters.text.strip(), autoescape=True))
+        conditions.append(prompt_id.in_(matching))
     if filters.split != ANY or filters.study_id is not None:
         member = [StudyPrompt.prompt_id == prompt_id]
         if filters.study_id is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from sqlalchemy import text
 from sqlmodel import Session, select
 
-from . import mpcf
+from . import mpcf, numbers
 from .data_models import GAP_COLUMNS, FilterDrop, LabelFilter
 from .db import Storage, StorageError
 from .gaps import Gaps, finished_set, load
@@ -124,6 +124,7 @@ def apply(store: Storage, gap_set_id: int, rule: mpcf.Rule) -> LabelFilter:
         session.add(applied)
         session.flush()
         _insert(session, applied.id, dropped.tolist())
+    numbers.refresh(store, row.study_id)
     return applied
 
 
@@ -136,7 +137,9 @@ def _insert(session: Session, filter_id: int, dropped: Sequence[int]) -> None:
 def remove(store: Storage, study_id: int) -> LabelFilter | None:
     """Switch the study's filter off: every label trains again. Its record stays. None if none was on."""
     with store.session() as session:
-        return _remove(session, study_id)
+        removed = _remove(session, study_id)
+    numbers.refresh(store, study_id)
+    return removed
 
 
 def _remove(session: Session, study_id: int) -> LabelFilter | None:

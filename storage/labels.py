@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from sqlalchemy import text
 from sqlmodel import Session, select
 
-from .answers import agreement, counts, effective, progress, training_pairs
+from .answers import effective, progress, training_pairs
 from .db import Storage
 from .models import CHOICES, SIDES, Annotator, Comparison, ComparisonPair, Preference, Study, StudyPair
+from .numbers import agreement, counts
 from .studies import (  # one door for everything about labels
     LabelError,
     add_pair,

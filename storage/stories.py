@@ -6,8 +6,10 @@ from sqlalchemy import func, or_
 from sqlmodel import select
 
 from .browse import blind_hashes, blind_pair, day, label_row, picture_row, revoked
-from .db import Storage
+from .db import Storage, only
 from .models import Annotator, Pair, Picture, Preference, Prompt, Study, StudyPrompt
+
+ENOUGH_FILES = 4000  # looked at, to say how large all pictures are
 
 
 def pair_story(store: Storage, pair_id: int) -> dict | None:
@@ -54,30 +56,40 @@ def totals(store: Storage, study_id: int | None) -> dict:
     """Numbers for the head of the tab: all of the lab, and the prompts of the study by split."""
     with store.reader() as session:
 
-        def count(column, *where) -> int:
-            return session.exec(select(func.count(column)).where(*where)).one()
+        def count(table, *where) -> int:
+            return session.exec(select(func.count()).select_from(table).where(*where)).one()
 
-        study = [StudyPrompt.study_id == study_id] if study_id is not None else []
+        prompts = only(select(StudyPrompt.prompt_id), (StudyPrompt.study_id, study_id))
         return {
-            "pictures": count(Picture.id),
-            "pairs": count(Pair.id),
-            "rows": count(Preference.id),
-            "prompts": count(StudyPrompt.prompt_id.distinct(), *study),
-            "heldout": count(StudyPrompt.prompt_id.distinct(), *study, StudyPrompt.split == "heldout"),
+            "pictures": count(Picture),
+            "pairs": count(Pair),
+            "prompts": count(prompts.distinct().subquery()),
+            "heldout": count(prompts.where(StudyPrompt.split == "heldout").distinct().subquery()),
         }
 
 
 def disk_use(store: Storage) -> dict[str, int]:
-    """Bytes on disk by what they are for: pictures, runs, traces, caches, database (with its backups)."""
+    """Bytes on disk by what they are for: pictures, runs, traces, caches, database (with its backups). Of many pictures
+    only some folders are added up: names are hashes, so one folder is like another."""
     data = store.data_dir
     database = sum(f.stat().st_size for f in data.glob("lab.sqlite*")) + _size(data / "backups")
     return {
-        "pictures": _size(store.media.root),
+        "pictures": _pictures(store.media.root),
         "runs": _size(store.runs_dir),
         "traces": _size(store.traces_dir),
         "caches": _size(store.cache_dir),
         "database": database,
     }
+
+
+def _pictures(root: Path) -> int:
+    folders = sorted(root.iterdir())
+    total = files = looked = 0
+    while looked < len(folders) and files < ENOUGH_FILES:
+        total += _size(folders[looked])
+        files += sum(1 for _ in folders[looked].iterdir())
+        looked += 1
+    return total * len(folders) // max(1, looked)
 
 
 def _size(folder: Path) -> int:

@@ -76,7 +76,7 @@ def test_finished_comparisons_go_out_and_come_back(store, study, other, tmp_path
     assert [each[0] for each in told] == ["abandoned", "complete"]
     assert len(told[1][7]) == 4 and len(told[1][8]) == 6
     assert story(other, state["study_id"]) == told
-    assert labels.training_pairs(other, state["study_id"]) != []
+    assert list(labels.training_pairs(other, state["study_id"])) != []
     again = last(exchange.import_data(other, tmp_path / name))
     assert (again["pairs"], again["labels"], again["rejected"]) == (0, 0, {})
     assert story(other, state["study_id"]) == told

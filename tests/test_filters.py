@@ -131,13 +131,13 @@ def test_the_csv_is_joined_by_row_and_the_filter_trains_what_the_rule_keeps(stor
     study, rows = imported
     state = join(store, study, write_csv(tmp_path / "scores.csv", rows))
     assert (state["done"], state["labels"], state["disagree"]) == (40, 36, 0)
-    before, everything = labels.effective(store, study.id), labels.training_pairs(store, study.id)
+    before, everything = labels.effective(store, study.id), list(labels.training_pairs(store, study.id))
     with store.reader() as session:
         place = dict(session.execute(text('SELECT preference_id, "row" FROM import_row WHERE reason IS NULL')).all())
     pair_row = {str(label["pair_id"]): place[label["id"]] - 1 for label in before}
     applied = filters.apply(store, state["gap_set_id"], PRESETS["MPCF rule 2"])
 
-    lines = labels.training_pairs(store, study.id)
+    lines = list(labels.training_pairs(store, study.id))
     wanted = [x["id"] for x in everything if x["split"] == "heldout" or official(2, rows[pair_row[x["id"]]])]
     assert [line["id"] for line in lines] == wanted and 0 < len(wanted) < len(everything)
     assert {line["filter"] for line in lines} == {"MPCF rule 2"}
@@ -151,7 +151,7 @@ def test_the_csv_is_joined_by_row_and_the_filter_trains_what_the_rule_keeps(stor
     after = labels.effective(store, study.id)  # not one label has changed
     assert [{**row, "dropped": 0} for row in after] == before
     assert filters.remove(store, study.id).id == applied.id
-    assert labels.training_pairs(store, study.id) == everything
+    assert list(labels.training_pairs(store, study.id)) == everything
     assert filters.active(store, study.id) is None and len(filters.history(store, study.id)) == 1
     assert filters.remove(store, study.id) is None
 

@@ -118,7 +118,7 @@ def test_nothing_tells_before_the_verdict(store, study, anna, tmp_path):
     hidden = set(truth(store, row))
     found = [
         labels.next_pairs(store, study.id, anna.id, 50), labels.effective(store, study.id),
-        labels.training_pairs(store, study.id), labels.counts(store, study.id), labels.agreement(store, study.id),
+        list(labels.training_pairs(store, study.id)), labels.counts(store, study.id), labels.agreement(store, study.id),
         *(everything(store, study.id, kind) for kind in ("pictures", "pairs", "labels")),
         comparisons.comparison_progress(store, row.id),
     ]  # fmt: skip
@@ -288,7 +288,7 @@ def test_the_very_same_picture_from_both_policies(store, study, anna):
     answer(store, study, anna, item["pair_id"], "tie")
     assert comparisons.complete(store, row.id).result["ties"] == 1
     assert labels.next_pairs(store, study.id, labels.annotator(store, "Ben").id) == []
-    assert labels.training_pairs(store, study.id)[0]["target"] == 0.5
+    assert next(labels.training_pairs(store, study.id))["target"] == 0.5
 
 
 def test_unknown_comparisons_get_a_sentence(store):

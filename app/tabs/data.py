@@ -11,7 +11,7 @@ from app import story
 from app.components.browser import browser
 from app.lab import Lab
 from app.tabs import data_exchange, data_filter
-from storage import answers, browse, stories, studies
+from storage import browse, numbers, stories, studies
 
 KINDS = ("Pictures", "Pairs", "Labels")
 PAGE_SIZES = {"Pictures": 48, "Pairs": 18, "Labels": 30}
@@ -74,7 +74,7 @@ def build(lab: Lab) -> None:
             overview(lab, chosen),
             gr.Dropdown([("all studies", 0), *known], value=chosen),
             gr.Dropdown(people),
-            gr.Dropdown(["any", *sorted({*browse.origins(lab.store), "generated", "import"})]),
+            gr.Dropdown(["any", *sorted({*browse.ORIGINS, "generated"})]),
         )
 
     def tell(event: gr.EventData):
@@ -117,13 +117,16 @@ def listed(lab: Lab, number: int, kind, text, study, annotator, who, choice, spl
     )
     size = PAGE_SIZES[kind]
     total, rows = PAGES[kind](lab.store, filters, max(0, number), size)
-    pages = max(1, -(-total // size))
+    pages = max(1, -(-min(total, browse.MOST) // size))
     if number >= pages:
         number = pages - 1
         total, rows = PAGES[kind](lab.store, filters, number, size)
     number = max(0, number)
     files, pairs = browse.hidden(lab.store)
-    words = f"{total:,} {kind.lower()}" + (f", page {number + 1} of {pages}" if pages > 1 else "")
+    many = total > browse.MOST
+    words = f"{'The newest ' if many else ''}{min(total, browse.MOST):,} {kind.lower()}"
+    words += f", page {number + 1} of {pages}" if pages > 1 else ""
+    words += ". Filters find older ones" if many else ""
     if pairs:
         words += f". {pairs} pairs ({files} pictures) are in a blind vote and stay hidden until its verdict"
     return (
@@ -151,8 +154,8 @@ def overview(lab: Lab, study_id: int | None) -> str:
 
 
 def _label_tiles(lab: Lab, study_id: int) -> list[tuple[str, str, str]]:
-    count = answers.counts(lab.store, study_id)
-    agree = answers.agreement(lab.store, study_id)
+    count = numbers.counts(lab.store, study_id)
+    agree = numbers.agreement(lab.store, study_id)
     said = count["choices"]
     simulated = sum(a["labels"] for a in count["annotators"] if a["kind"] == "simulated")
     neither = ", ".join(

@@ -12,7 +12,7 @@ from app import choices, forms, jobs, training
 from app.lab import Lab
 from app.tabs import train_models, train_queue
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
-from storage import answers
+from storage import numbers
 
 LRM_MAIN = ("train", "lr", "steps", "batch_size")
 LPO_MAIN = ("iterations", "lr", "beta", "t_min")
@@ -41,7 +41,7 @@ def build(lab: Lab) -> None:
         A new LRM becomes the judge."""
         lrms, policies = choices.lrms(lab), choices.policies(lab)
         latest = lrms[0][1] if lrms else None
-        counts = answers.counts(lab.store, lab.current_study().id)
+        counts = numbers.counts(lab.store, lab.current_study().id)
         return (
             training.sufficiency(counts, bool(lrms)),
             _keep([*lrms, FRESH], init),
@@ -167,7 +167,7 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
         except ValueError:  # beside the button stands which one, and why
             return "⚠️ Nothing was started: a setting has to be corrected first.", gr.skip()
         try:
-            if kind == "train-lrm" and not answers.counts(lab.store, lab.current_study().id)["train"]:
+            if kind == "train-lrm" and not numbers.counts(lab.store, lab.current_study().id)["train"]:
                 raise ConfigError("There is no label to train on yet; give some answers in the Label tab first.")
             job = jobs.submit(lab, kind, {**to_dict(config), jobs.PROCESSES: devices}, lab.current_study().id)
         except ValueError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 import filelock
 from sqlmodel import select
 
+from .. import numbers
 from ..data_models import Import, ImportRow
 from ..db import Storage, StorageError
 from ..media import check_picture
@@ -100,6 +101,7 @@ def _take(store: Storage, source: Source, tally: Tally, pool: ThreadPoolExecutor
     with store.session() as session:
         row = session.get(Import, tally.import_id)
         row.state, row.finished_at = tally.report(), time.time()
+    numbers.refresh(store, tally.study_id)
     yield tally.state(finished=True)
 
 
