@@ -97,8 +97,9 @@ def test_agrees_with_the_eye_on_generated_pictures() -> None:
     sheet, agree = Image.open(DATA / "scenes_by_eye.png").convert("RGB"), {}
     for i, entry in enumerate(labels["pictures"]):
         box = (i % 10 * 64, i // 10 * 64, i % 10 * 64 + 64, i // 10 * 64 + 64)
+        seen = Seen(entry["layout"], tuple(map(tuple, entry["objects"])), entry["background"])
         found = judge(sheet.crop(box), entry["prompt"]).found
-        for name, here in entry["by_eye"].items():
+        for name, here in compare(parse_caption(entry["prompt"]), seen).found.items():
             agree.setdefault(name.rstrip("12"), []).append(found[name] == here)
     assert len(labels["pictures"]) == 100
     rates = {k: float(np.mean(v)) for k, v in agree.items()}
