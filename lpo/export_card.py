@@ -16,6 +16,16 @@ ABOUT = {"name": str, "study": str, "question": str, "labels": dict, "verdicts":
 PUBLISHED = ("iterations", "prompts_per_iteration", "steps", "guidance_scale", "eta", "siblings", "threshold",
              "threshold_min", "threshold_max", "t_min", "t_max", "beta", "beta_unit", "clamp", "lora_rank", "lr",
              "score_timestep", "seed")  # fmt: skip
+RESULTS = {
+    "heldout_reward": "Reward on held-out prompts",
+    "heldout_reward_reference": "Reward on held-out prompts before the training",
+    "diversity": "Diversity across seeds",
+    "diversity_reference": "Diversity across seeds before the training",
+    "drift": "Drift from the reference, in σ",
+    "implicit_accuracy": "Kept pairs that the adapter orders as the LRM does",
+    "kept_fraction": "Pairs kept",
+    "clamp_fraction": "Pairs at the clamp",
+}
 METHOD = "Latent Preference Optimization (arXiv 2502.01051)"
 NO_RESULTS = "No blind comparison of this adapter is known. The rewards below are those of the LRM that trained it.\n"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,7 +81,9 @@ def card(title: str, base: str, unet: str, adapters: Sequence[Adapter], info: di
         data.append(("Labels", told + (f"; {labels['simulated']} simulated" if labels.get("simulated") else "")))
     lrm = about.get("lrm") or config.get("lrm")
     data += [("Latent reward model", lrm)] if lrm else []
-    numbers = {name: value for name, value in info.get("metrics", {}).items() if isinstance(value, (int, float))}
+    metrics = info.get("metrics", {})
+    numbers = {words: metrics[name] for name, words in RESULTS.items() if isinstance(metrics.get(name), (int, float))}
+    head = f"At step {metrics['step']}" if isinstance(metrics.get("step"), int) else "At the end"
     sections = [
         _front_matter(base),
         f"# {plain(title)}\n",
@@ -79,7 +91,7 @@ def card(title: str, base: str, unet: str, adapters: Sequence[Adapter], info: di
         *(["## Data\n", _list(data)] if data else []),
         "## Results\n",
         "".join(f"- {plain(each)}\n" for each in about.get("verdicts", [])) or NO_RESULTS,
-        _table(("Metric of the last iteration", "Value"), numbers) if numbers else "",
+        _table((head, "Value"), numbers) if numbers else "",
         *(["## Settings\n", _table(("Setting", "Value"), _settings(config))] if config else []),
         f"## Use\n\n{files}",
     ]
@@ -101,5 +113,5 @@ def _list(rows: Sequence[tuple[str, object]]) -> str:
 
 def _table(head: tuple[str, str], rows: dict) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {plain(name)} | {plain(f'{v:.5g}' if isinstance(v, float) else v)} |" for name, v in rows.items()]
+    lines += [f"| {plain(name)} | {plain(f'{v:.4g}' if isinstance(v, float) else v)} |" for name, v in rows.items()]
     return "\n".join(lines) + "\n"

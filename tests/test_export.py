@@ -30,7 +30,7 @@ from lpo.export_card import plain
 from lpo.export_names import kohya_name, original_name
 from lpo.reward_model import LatentRewardModel
 from lpo.rng import normal
-from lpo.sampling import encode_rows, trajectory
+from lpo.sampling import trajectory
 
 PROMPTS = ["the cat on the hill", "one two"]
 NOISE = normal((2, 4, 16, 16), "export")
@@ -56,7 +56,7 @@ def checkpoint(folder, base, seed, below=(), rank=3):
             weight += 0.15 * normal(tuple(weight.shape), seed, "export", name)
     backbone.save_adapter(folder)
     info = {
-        "format_version": 1, "base": base, "rank": rank, "metrics": {"step": 2, "reward": 1.25},
+        "format_version": 1, "base": base, "rank": rank, "metrics": {"step": 2, "gap": 0.5, "heldout_reward": 1.25},
         "adapters": [{"path": each.path, "strength": each.strength} for each in below],
         "config": {"policy": {"base": base, "unet": ""}, "beta": 31.0, "lr": 1e-4, "lrm": "my lrm"},
     }  # fmt: skip
@@ -67,7 +67,7 @@ def checkpoint(folder, base, seed, below=(), rank=3):
 def ours(base, adapters, unet=""):
     """Pictures after two steps of the backbone with these adapters."""
     backbone = load_policy(Policy(base, tuple(adapters), unet=unet), "cpu")
-    *_, last = trajectory(backbone, encode_rows(backbone, PROMPTS), NOISE, 2, 5.0, 0.0, lambda step: None)
+    *_, last = trajectory(backbone, backbone.encode_prompts(PROMPTS), NOISE, 2, 5.0, 0.0, lambda step: None)
     return backbone.decode(last.next)
 
 
@@ -214,8 +214,10 @@ def test_card_says_where_it_comes_from_and_escapes_what_people_wrote(tmp_path, b
     assert {file.name for file in files} == {"lpo-1.safetensors", "README.md"}
     text = (out / "README.md").read_text()
     assert "<script" not in text and "\n# [x]" not in text and plain(DAMAGE) in text
-    for word in ("180 to train on, 45 held out; 12 simulated", "LRM 2", "61%", "| beta | 31 |", "models/loras"):
+    for word in ("180 to train on, 45 held out; 12 simulated", "LRM 2", "61%", "| beta | 31 |", "models/loras",
+                 "| At step 2 | Value |", "| Reward on held-out prompts | 1.25 |"):  # fmt: skip
         assert word in text.replace("\\", ""), word
+    assert "| gap |" not in text  # of the metrics only results
     assert "base_model" not in text  # a local folder is no hub id
     (tmp_path / "about.json").write_text(json.dumps({"study": 3}))
     with pytest.raises(ConfigError, match="'study'"):

@@ -9,7 +9,9 @@ from app.lab import Lab
 
 STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
-td { padding: 6px 10px 6px 0; border-top: 1px solid var(--border-color-primary); vertical-align: top; }
+td { padding: 6px 10px 6px 0; border-top: 1px solid var(--border-color-primary); vertical-align: top;
+  overflow-wrap: anywhere; }
+td:first-child { width: 30%; }
 small { color: var(--body-text-color-subdued); }
 """
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -71,9 +73,9 @@ def import_form(lab: Lab) -> Callable:
         gr.Markdown(HELLO)
         with gr.Row(equal_height=True):
             kind = gr.Radio(
-                models.KINDS, value="adapter", label="what it is", scale=3, min_width=340, elem_id="import-kind"
+                models.KINDS, value="adapter", label="what it is", scale=3, min_width=330, elem_id="import-kind"
             )
-            name = gr.Textbox(label="its name here", placeholder="the file name", max_lines=1, min_width=120)
+            name = gr.Textbox(label="its name here", placeholder="as the file", max_lines=1, min_width=110)
         path = gr.Textbox(label="file or folder", placeholder="/models/lora.safetensors", max_lines=1,
                           elem_id="import-path")  # fmt: skip
         base = gr.Textbox(label="its base model, if not the study's", placeholder="as the study", visible=False,
