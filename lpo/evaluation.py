@@ -12,7 +12,7 @@ from lpo.backbones import Backbone
 from lpo.config import LPOConfig
 from lpo.ranks import Ranks
 from lpo.reward_model import LatentRewardModel
-from lpo.sampling import encode_rows, start_noise, step_noise, to_pil, trajectory
+from lpo.sampling import start_noise, step_noise, to_pil, trajectory
 
 FINISHED_T = 1  # finished latents are scored at the smallest timestep LRMs are trained on
 
@@ -60,7 +60,7 @@ class HeldOut:
         shape = self.policy.latent_shape(config.height, config.width)
         for start in range(0, len(own), 16):
             part = own[start : start + 16]
-            conditioning = encode_rows(self.policy, [prompt for _, prompt in part])
+            conditioning = self.policy.encode_prompts([prompt for _, prompt in part])
 
             def noise(step: int, part: list = part) -> Tensor:
                 return step_noise(self.policy, part, shape, step)

@@ -143,7 +143,7 @@ def sample_latents(
     choose: Choose | None = None,
 ) -> Tensor:
     """Final latents (B, C, H, W) of the rows; `choose` as in `trajectory`."""
-    conditioning = encode_rows(backbone, [row[1] for row in rows], negative_prompt)
+    conditioning = backbone.encode_prompts([row[1] for row in rows], negative_prompt)
 
     def noise(step: int) -> Tensor:
         return step_noise(backbone, rows, shape, step)
@@ -152,9 +152,3 @@ def sample_latents(
     for step in trajectory(backbone, conditioning, x_t, steps, guidance_scale, eta, noise, choose):
         x_t = step.next
     return x_t
-
-
-def encode_rows(backbone: Backbone, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
-    """Conditioning of every row, each distinct prompt encoded once."""
-    unique = list(dict.fromkeys(prompts))
-    return backbone.encode_prompts(unique, negative_prompt).rows([unique.index(p) for p in prompts])

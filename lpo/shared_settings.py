@@ -26,7 +26,7 @@ def side() -> Any:
 
 
 def device() -> Any:
-    return opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes a GPU if there is one")
+    return opt("auto", "auto, cpu, cuda, cuda:N or mps; auto takes an NVIDIA GPU if there is one")
 
 
 def dtype() -> Any:

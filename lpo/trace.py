@@ -20,7 +20,7 @@ from torch import Tensor
 from lpo.backbones import Backbone, transitions
 from lpo.config import ConfigError, Policy, Search, from_dict
 from lpo.reward_model import LatentRewardModel
-from lpo.sampling import encode_rows, sibling_noise, start_noise, step_noise, trajectory
+from lpo.sampling import sibling_noise, start_noise, step_noise, trajectory
 from lpo.search import StepSearch, candidate_rows
 from lpo.selection import choose_pair, thresholds
 
@@ -84,7 +84,7 @@ def trace(
         choose = StepSearch(backbone, lrm, search, rows, batch_size or SCORED_TOGETHER)
     elif search is not None:
         rows, siblings = candidate_rows(rows, search.candidates), 0
-    conditioning = encode_rows(backbone, [prompt] * len(rows), negative_prompt)
+    conditioning = backbone.encode_prompts([prompt] * len(rows), negative_prompt)
 
     def noise(step: int) -> Tensor:
         return step_noise(backbone, rows, shape, step)

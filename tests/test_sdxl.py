@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from lpo.backbones import load_policy
 from lpo.config import ConfigError, Policy
 from lpo.rng import normal
-from lpo.sampling import encode_rows, trajectory
+from lpo.sampling import trajectory
 
 PROMPTS = ["the cat on the hill", "one two"]
 
@@ -41,7 +41,7 @@ def test_pictures_are_the_stock_pipelines(bases, name, size, negative):
     shape = backbone.latent_shape(*(size or (None, None)))
     assert shape == (4, height // 8, width // 8)
     x_t = normal((2, *shape), "stock", name)
-    conditioning = encode_rows(backbone, PROMPTS, negative)
+    conditioning = backbone.encode_prompts(PROMPTS, negative)
     *_, last = trajectory(backbone, conditioning, x_t, 4, 5.0, 0.0, lambda step: None)
     ours = backbone.decode(last.next)
 

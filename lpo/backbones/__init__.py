@@ -77,7 +77,9 @@ class Backbone(Protocol):
     adapters: AdapterStack  # its `net` is the denoiser
     process: Process  # how noise is added and one step undone; needs no network, so trainers may keep it alone
 
-    def encode_prompts(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning: ...
+    def encode_prompts(
+        self, prompts: Sequence[str], negative_prompt: str = ""
+    ) -> Conditioning: ...  # one row a prompt, repeats allowed; each distinct one is encoded once and remembered
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]: ...  # (B, 3, H, W) in [-1, 1] -> posterior mean, std
     def decode(self, latents: Tensor) -> Tensor: ...  # -> (B, 3, H, W) in [0, 1], fp32
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]: ...
@@ -113,7 +115,7 @@ def transitions(timesteps: Sequence[float]) -> Iterator[tuple[float, float]]:
 
 
 def pick_device(device: str) -> torch.device:
-    """'auto' takes a GPU if there is one. Raises ConfigError for a device this machine does not have."""
+    """'auto' takes an NVIDIA GPU if there is one. Raises ConfigError for a device this machine does not have."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -24,7 +24,7 @@ from lpo.backbones.unet import Added, guided_features
 class StableDiffusionXL(StableDiffusion):
     """The `Backbone` of Stable Diffusion XL. See lpo/backbones/sd.py."""
 
-    pipeline, added_condition = "StableDiffusionXLPipeline", "text_time"
+    pipeline, added_condition, zero_empty = "StableDiffusionXLPipeline", "text_time", True
     kinds: ClassVar[dict[str, type]] = {
         "unet": UNet2DConditionModel,
         "vae": AutoencoderKL,
@@ -35,12 +35,10 @@ class StableDiffusionXL(StableDiffusion):
         "scheduler": DDIMScheduler,
     }
 
-    def __init__(self, parts: dict, base: str, device: torch.device, dtype: torch.dtype, zero_empty: bool = True):
-        """zero_empty: no negative prompt means zeros, not the encoded ""."""
+    def __init__(self, parts: dict, base: str, device: torch.device, dtype: torch.dtype):
         super().__init__(parts, base, device, dtype)
         encoders = parts["text_encoder"], parts["text_encoder_2"]
         self.towers = TextTowers(encoders, (parts["tokenizer"], parts["tokenizer_2"]))
-        self.zero_empty = zero_empty
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.size = tuple(side * self.factor for side in self.latent_shape()[1:])  # the model's own, in pixels
 
