@@ -1,4 +1,4 @@
-"""The command line: `python -m lpo sample | score | trace | train-lrm | train-lpo | export | check --help`.
+"""The command line: `python -m lpo sample | score | trace | train-lrm | train-lpo | export | check | gaps --help`.
 
 Settings come from --preset, then --config FILE.json, then flags, each winning over the one before.
 Exit codes: 0 finished, 2 bad input (one sentence on stderr), 3 stopped on request and resumable with --resume.
@@ -16,7 +16,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from lpo import export_cli
+from lpo import export_cli, gaps_cli
 from lpo.config import CONFIGS, PRESETS, SOURCES, ConfigError, Policy, Search, from_dict, to_dict
 
 _HELP = {
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--allow_latent_mismatch", "--allow-latent-mismatch", action="store_true",
                        help="score although the LRM was trained in another latent space than --base's")  # fmt: skip
     export_cli.add_parsers(commands)
+    gaps_cli.add_parser(commands)
     return parser
 
 
@@ -217,6 +218,8 @@ def _run(args: argparse.Namespace) -> int:
         return export_cli.run(args, _adapter)
     if args.command == "check":
         return export_cli.check(args)
+    if args.command == "gaps":
+        return gaps_cli.run(args)
     from lpo import commands  # torch and the Hugging Face stack: only once the arguments are known to be good
 
     if args.command == "score":

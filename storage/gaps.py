@@ -3,8 +3,9 @@
     for state in gaps.add_csv(store, import_id, "scores.csv"): print(state["done"])
     columns = gaps.load(store, state["gap_set_id"])
 
-The CSV has the official columns different_flag, aesthetic_gap, clipscore_gap and vqascore_gap (others are ignored, an
-empty cell is a gap that nobody computed). Row n belongs to row n of the import, whatever became of that row.
+The CSV has the official columns different_flag, aesthetic_gap, clipscore_gap and vqascore_gap, and may have
+pickscore_gap (others are ignored, an empty cell is a gap that nobody computed; `python -m lpo gaps` writes such a
+file). Row n belongs to row n of the import, whatever became of that row.
 """
 
 import csv
@@ -23,6 +24,7 @@ from .db import Storage, StorageError
 from .studies import study_row
 
 CSV_COLUMNS = {"aesthetic": "aesthetic_gap", "clip": "clipscore_gap", "vqa": "vqascore_gap"}
+PICK = "pickscore_gap"
 CHUNK = 2000
 
 _INSERT = text("""INSERT OR IGNORE INTO gap (gap_set_id, preference_id, tie, aesthetic, clip, vqa, pick)
@@ -95,13 +97,16 @@ def add_csv(store: Storage, import_id: int, path: str | Path, name: str | None =
     if source is None or source.finished_at is None:
         raise StorageError("Choose an import that is finished; the CSV is joined to its rows.")
     expected = source.state["done"]
-    found = sum(1 for _ in read_csv(path))
+    found, computed = 0, set()
+    for row in read_csv(path):
+        found += 1
+        computed |= {column for column in GAP_COLUMNS if row[column] is not None}
     if found != expected:
         raise StorageError(
             f"{path.name} has {found:,} rows and the import of {source.name} has {expected:,}, so they cannot be "
             "joined by row; choose the CSV of exactly this file, or import the whole split."
         )
-    config = {"csv": path.name, "columns": list(CSV_COLUMNS)}
+    config = {"csv": path.name, "columns": [column for column in GAP_COLUMNS if column in computed]}
     gap_set = new_set(store, source.study_id, name or path.name, config, import_id)
     state = {"gap_set_id": gap_set, "done": 0, "total": found, "labels": 0, "disagree": 0, "finished": False}
     for chunk in _chunks(read_csv(path)):
@@ -120,7 +125,7 @@ def add_csv(store: Storage, import_id: int, path: str | Path, name: str | None =
 
 
 def read_csv(path: Path) -> Iterator[dict]:
-    """{tie, aesthetic, clip, vqa} of every row; raises StorageError with the row's number."""
+    """{tie, aesthetic, clip, vqa, pick} of every row; raises StorageError with the row's number."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -134,7 +139,9 @@ def read_csv(path: Path) -> Iterator[dict]:
                     raise StorageError(
                         f"{path.name}, row {number}: different_flag must be 1 (one is chosen) or 0 (a tie)."
                     )
-                yield {"tie": flag == 0.0} | {key: _number(path, number, row, c) for key, c in CSV_COLUMNS.items()}
+                pick = _number(path, number, row, PICK) if row.get(PICK) else None
+                scores = {key: _number(path, number, row, name) for key, name in CSV_COLUMNS.items()}
+                yield {"tie": flag == 0.0, **scores, "pick": pick}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise StorageError(f"{path.name} cannot be read as a CSV file ({error}); save it again as UTF-8.") from error
 

@@ -217,7 +217,7 @@ def test_empty_cells_are_missing_gaps_and_gates_without_gaps_are_refused(store, 
     state = join(store, study, write_csv(tmp_path / "scores.csv", bare))
     told = filters.preview(gaps.load(store, state["gap_set_id"]), PRESETS["MPCF rule 2"])
     assert told["kept"] == 0 and told["gates"]["vqa"]["missing"] == told["dropped"]
-    with pytest.raises(StorageError, match="would keep none of the"):
+    with pytest.raises(StorageError, match="has no VQA gaps, so this gate would drop everything"):
         filters.apply(store, state["gap_set_id"], PRESETS["MPCF rule 2"])
     with pytest.raises(StorageError, match="has no PickScore gaps"):
         filters.apply(store, state["gap_set_id"], Rule("x", {"pick": Gate()}))
@@ -232,3 +232,23 @@ def test_a_revoked_label_is_not_in_the_preview(store, tmp_path, imported):
     who = labels.list_annotators(store)[0]
     labels.undo(store, study.id, who.id, "undo-1")
     assert len(gaps.load(store, state["gap_set_id"]).labels) == 35
+
+
+def test_the_command_line_joins_says_what_a_rule_keeps_applies_and_removes(store, tmp_path, imported, capsys):
+    from storage.exchange.__main__ import main
+
+    study, rows = imported
+    lab = ["--study", str(study.id), "--data-dir", str(store.data_dir)]
+    assert main(["filter", *lab]) == 2 and "has no score gaps" in capsys.readouterr().err
+    bare = write_csv(tmp_path / "scores.csv", [{**row, "vqascore_gap": "", "pickscore_gap": 1} for row in rows])
+    assert main(["gaps", str(bare), *lab]) == 0
+    assert "36 labels of import 1 have gaps; 0 rows contradict" in capsys.readouterr().out
+    assert main(["filter", *lab, "--rule", "MPCF rule 9"]) == 2 and "choose one of" in capsys.readouterr().err
+    assert main(["filter", *lab]) == 0 and filters.active(store, study.id) is None
+    said = capsys.readouterr().out
+    assert main(["filter", *lab, "--apply"]) == 0
+    on = filters.active(store, study.id)
+    assert f"keeps {on.kept} labels, drops {on.dropped}" in said and "the VQA gate is off" in said
+    assert "MPCF rule 2 is on." in capsys.readouterr().out
+    assert main(["filter", *lab, "--remove"]) == 0 and filters.active(store, study.id) is None
+    assert main(["gaps", str(bare), "--study", "9", "--data-dir", str(store.data_dir)]) == 2

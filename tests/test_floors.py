@@ -137,7 +137,7 @@ ORDER = [
      "lpo/warmup_pictures.py"},
     {"lpo/export_names.py", "lpo/export_base.py"},
     {"lpo/export_layers.py", "lpo/export_metadata.py", "lpo/export_card.py", "lpo/export.py", "lpo/export_cli.py",
-     "lpo/model_check.py"},
+     "lpo/model_check.py", "lpo/gaps_cli.py"},
     {"lpo/commands.py", "lpo/sample_commands.py", "lpo/__main__.py"},
 ]
 

@@ -1,5 +1,6 @@
 """Local scorers on tiny CLIP models of the real classes: against transformers' own forward, and by hand."""
 
+import csv
 import json
 
 import numpy as np
@@ -139,3 +140,32 @@ def test_bad_scorers_get_a_sentence(clips, tmp_path):
     (broken / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be loaded as a CLIP model"):
         load_judges(clip=str(broken), device="cpu")
+
+
+def test_the_command_line_writes_the_gaps_of_a_file_of_pairs_and_goes_on(clips, pictures, tmp_path, capsys):
+    from lpo.__main__ import main
+
+    targets = (1.0, 0.0, 0.5, 0.75)
+    pairs = [{"id": str(n), "prompt": PROMPTS[n % 3], "first": str(pictures[n % 3]),
+              "second": str(pictures[(n + 1) % 3]), "target": target} for n, target in enumerate(targets)]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    command = ["gaps", "--pairs", str(tmp_path / "pairs.jsonl"), "--clip", str(clips["clip"][0]), "--pick",
+               str(clips["pick"][0]), "--device", "cpu", "--out"]  # fmt: skip
+    assert main([*command, str(tmp_path / "a.csv")]) == 0
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["different_flag"] for row in rows] == ["1", "1", "0", "1"]
+    judges = load_judges(clip=str(clips["clip"][0]), pick=str(clips["pick"][0]), device="cpu")
+    for pair, row in zip(pairs, rows, strict=True):
+        found = judges.score([pair["prompt"]] * 2, [pair["first"], pair["second"]])
+        sign = -1 if pair["target"] < 0.5 else 1
+        for name, column in (("clip", "clipscore_gap"), ("pick", "pickscore_gap")):
+            assert float(row[column]) == pytest.approx(sign * float(found[name][0] - found[name][1]), abs=1e-5)
+        assert row["aesthetic_gap"] == row["vqascore_gap"] == ""
+    whole = (tmp_path / "a.csv").read_bytes()
+    (tmp_path / "b.csv").write_bytes(whole[: whole.rfind(b"\n", 0, -1) - 3])  # killed in the middle of a row
+    assert main([*command, str(tmp_path / "b.csv")]) == 0
+    with (tmp_path / "b.csv").open(newline="") as file:
+        assert [row["different_flag"] for row in csv.DictReader(file)] == ["1", "1", "0", "1"]
+    (tmp_path / "c.csv").write_text("my notes\n")
+    assert main([*command, str(tmp_path / "c.csv")]) == 2 and "not an unfinished file" in capsys.readouterr().err

@@ -3,6 +3,8 @@
     python -m storage.exchange import pickapic_v1/ --data-dir ~/lab --base sd15      (a folder of .parquet: one import)
     python -m storage.exchange import HPDv2/ --data-dir ~/lab --study 3
     python -m storage.exchange export --study 3 --out study.zip --data-dir ~/lab
+    python -m storage.exchange gaps scores.csv --study 3 --data-dir ~/lab           (joined to its newest import by row)
+    python -m storage.exchange filter --study 3 --rule "MPCF rule 2" --data-dir ~/lab    (says what it keeps; --apply)
 
 A stopped or killed import goes on when the same command is given again. Exit codes: 0 done, 2 bad input (one sentence).
 """
@@ -13,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from .. import filters, gaps, mpcf
 from ..db import Storage, StorageError, open_storage
 from . import export_jsonl, export_parquet, import_data, rejected_rows
 
@@ -30,15 +33,24 @@ def main(argv: list[str] | None = None) -> int:
     out = commands.add_parser("export", help="write a study to .zip, .parquet or a folder")
     out.add_argument("--study", type=int, required=True, help="the study's number")
     out.add_argument("--out", type=Path, required=True, help="a new file ending in .zip or .parquet, or a new folder")
-    for command in (bring, out):
+    join = commands.add_parser("gaps", help="join a CSV of score gaps to a finished import, row by row")
+    join.add_argument("path", type=Path, help="the CSV; docs/data.md names its columns")
+    join.add_argument("--study", type=int, required=True, help="the study's number")
+    join.add_argument("--import", dest="import_id", type=int, help="the import's number; without it, the newest one")
+    sieve = commands.add_parser("filter", help="say what a rule keeps of the imported labels, apply or remove it")
+    sieve.add_argument("--study", type=int, required=True, help="the study's number")
+    sieve.add_argument("--rule", default=mpcf.DEFAULT, help=f"one of {', '.join(mpcf.PRESETS)} [default: %(default)s]")
+    sieve.add_argument("--apply", action="store_true", help="from now on only what the rule keeps trains")
+    sieve.add_argument("--remove", action="store_true", help="remove the filter: every label trains again")
+    for command in (bring, out, join, sieve):
         command.add_argument("--data-dir", type=Path, required=True, help="the lab's data folder")
     arguments = parser.parse_args(argv)
     try:
         store = open_storage(arguments.data_dir)
-        if arguments.command == "export":
-            _export(store, arguments)
-        else:
+        if arguments.command == "import":
             _import(store, arguments.path, arguments)
+        else:
+            {"export": _export, "gaps": _gaps, "filter": _filter}[arguments.command](store, arguments)
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,6 +84,38 @@ def _export(store: Storage, arguments: argparse.Namespace) -> None:
     write = export_parquet if arguments.out.suffix == ".parquet" else export_jsonl
     *_, state = write(store, arguments.study, arguments.out)
     print(f"{state['done']} {'labels' if write is export_parquet else 'pairs'} in {state['path']}")
+
+
+def _gaps(store: Storage, arguments: argparse.Namespace) -> None:
+    listed = gaps.list_imports(store, arguments.study)
+    if arguments.import_id is None and not listed:
+        raise StorageError(f"Study {arguments.study} has no finished import; import the pairs first.")
+    number = listed[0].id if arguments.import_id is None else arguments.import_id
+    *_, state = gaps.add_csv(store, number, arguments.path)
+    print(f"{state['labels']} labels of import {number} have gaps; {state['disagree']} rows contradict their label")
+
+
+def _filter(store: Storage, arguments: argparse.Namespace) -> None:
+    if arguments.remove:
+        removed = filters.remove(store, arguments.study)
+        print("No filter was on." if removed is None else f"{removed.name} is removed: every label trains again.")
+        return
+    sets = gaps.list_sets(store, arguments.study)
+    if not sets:
+        raise StorageError(f"Study {arguments.study} has no score gaps; join a CSV with `gaps` first.")
+    if arguments.rule not in mpcf.PRESETS:
+        raise StorageError(f"There is no rule {arguments.rule!r}; choose one of {', '.join(mpcf.PRESETS)}.")
+    missing = [column for column in mpcf.PRESETS[arguments.rule].active if column not in sets[0].config["columns"]]
+    rule = mpcf.without(mpcf.PRESETS[arguments.rule], missing)
+    found = filters.preview(gaps.load(store, sets[0].id), rule)
+    print(f"{sets[0].name}: {rule.name} ({mpcf.words(rule)}) keeps {found['kept']} labels, drops {found['dropped']}; "
+          f"{found['heldout']} held-out ones are not touched")  # fmt: skip
+    for column in missing:
+        print(f"  the {mpcf.WORDS[column]} gate is off: nobody computed these gaps")
+    for column, gate in found["gates"].items():
+        print(f"  {mpcf.WORDS[column]}: {gate['passed']} pass, {gate['alone']} dropped by it alone")
+    if arguments.apply:
+        print(f"{filters.apply(store, sets[0].id, rule).name} is on.")
 
 
 if __name__ == "__main__":
