@@ -47,8 +47,9 @@ def inputs(unet: UNet2DConditionModel) -> tuple[tuple, dict | None]:
     return (x, t, states), added
 
 
-def measure_size(size: str) -> dict:
-    """TFLOP of one row (a guidance branch of a latent) of each kind, and the parameters of each part in millions."""
+def measure_size(size: str, training: bool = True) -> dict:
+    """TFLOP of one row (a guidance branch of a latent) of each kind, and the parameters of each part in millions.
+    Without `training`, rows through the adapter are left out: they take most of the time."""
     config, setting = models.MODELS[size], {**SD, **OFFICIAL.get(size, {})}
     tokens = {"vocab_size": config["vocabulary"]}
     with torch.device("meta"):
@@ -70,10 +71,11 @@ def measure_size(size: str) -> dict:
                 "text": count(lambda: [tower(ids) for tower in towers]),
                 "network": count(lambda: unet(*row, added_cond_kwargs=added)),
             }
-        AdapterStack(unet, "unet").add_trainable(setting["rank"], TARGETS, 0)
-        with torch.no_grad():
-            tflop["network with adapter"] = count(lambda: unet(*row, added_cond_kwargs=added))
-        tflop["forward and backward"] = count(lambda: unet(*row, added_cond_kwargs=added).sample.sum().backward())
+        if training:
+            AdapterStack(unet, "unet").add_trainable(setting["rank"], TARGETS, 0)
+            with torch.no_grad():
+                tflop["network with adapter"] = count(lambda: unet(*row, added_cond_kwargs=added))
+            tflop["forward and backward"] = count(lambda: unet(*row, added_cond_kwargs=added).sample.sum().backward())
         early = strip(UNet2DConditionModel(**config["unet"]))
         millions["trunk"] = size_of(early)
         with torch.no_grad():

@@ -106,7 +106,7 @@ def test_a_training_is_the_same_and_holds_only_what_it_needs(tmp_path, elsewhere
     networks = placement.tensors(trainer.policy.adapters.net, trainer.lrm.trunk.parts["unet"])
     assert resident == bytes_of(networks) - bytes_of(trainer.weights.values())
     if base == "tiny":  # what the benchmark counts, in half precision and GiB, is what is there
-        counted = work.resident(work.measure_size("tiny")["millions"], naive=False) * 2**30
+        counted = work.resident(work.measure_size("tiny", training=False)["millions"], naive=False) * 2**30
         assert counted == pytest.approx(resident / 2)
     # the fingerprint, pictures, and prompts of two iterations and an evaluation, by the policy and by the LRM
     assert elsewhere.visits <= 1 + 1 + 2 * 4
