@@ -202,7 +202,7 @@ def test_compare_with_the_base_means_the_training_that_is_looked_at(lab):
 
 def test_a_training_without_a_step_shows_a_sentence_for_plots(lab):
     value = train_queue.figure(jobs.describe(lab, write_run(lab, "train-lpo", [])))
-    assert value["figure"]["data"] == [] and "No step" in value["note"]
+    assert value["figure"]["data"] == [] and "before the first step" in value["note"]
     value = train_queue.figure(jobs.describe(lab, write_run(lab, "train-lpo", lpo_rows())))
     assert value["figure"]["data"] and not value["note"]
 

@@ -31,18 +31,15 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
     listing = gr.HTML(css_template=STYLE, js_on_load=SELECT, apply_default_css=False, elem_id="train-list")
     head = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="train-head")
     with gr.Row():
-        actions = {
-            name: gr.Button(name, size="sm", min_width=80, visible=False, elem_id=f"train-{name.lower()}")
-            for name in ("Stop", "Resume", "Duplicate", "Delete")
-        }
-        look = gr.Button("Look at its curves", size="sm", variant="primary", visible=False, elem_id="train-look")
-        compare = gr.Button(
-            "Compare with the base", size="sm", variant="primary", visible=False, elem_id="train-compare"
-        )
+        # In an order in which what takes the place of a button that goes away does no harm to a hand that is too quick.
+        stop, resume = _button("Stop"), _button("Resume")
+        look = _button("Look at its curves", "train-look", "primary")
+        compare = _button("Compare with the base", "train-compare", "primary")
+        duplicate, delete = _button("Duplicate"), _button("Delete")
     with gr.Row(visible=False) as confirm:
         gr.Markdown("Delete this training and its files? Checkpoints that can be chosen elsewhere stay.")
-        yes = gr.Button("Delete it", variant="stop", size="sm", min_width=80, elem_id="train-delete-yes")
-        no = gr.Button("Keep it", size="sm", min_width=80)
+        yes = gr.Button("Delete it", variant="stop", size="sm", scale=0, min_width=110, elem_id="train-delete-yes")
+        no = gr.Button("Keep it", size="sm", scale=0, min_width=110)
     with gr.Tabs(visible=False) as details:
         with gr.Tab("Plots"):
             plot = RewardPlot(height=370, name="training", elem_id="train-plot")
@@ -61,7 +58,8 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
         with gr.Tab("Export", elem_id="train-export") as export:
             train_models.export_tab(lab, chosen, export)
     timer = gr.Timer(POLL_SECONDS, active=False)
-    shown = [chosen, seen, listing, head, *actions.values(), look, compare, details, plot, pictures, log, timer]
+    buttons = [stop, resume, look, compare, duplicate, delete]
+    shown = [chosen, seen, listing, head, *buttons, details, plot, pictures, log, timer]
 
     def draw(job_id, seen):
         rows = jobs.list_jobs(lab, lane="training", limit=LISTED)
@@ -95,9 +93,9 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
     selected = listing.select(_chosen_row, None, chosen, **quiet)
     refresh(selected)
     selected.then(lambda: gr.update(visible=False), None, confirm, **quiet)
-    for name, act in (("Stop", jobs.stop), ("Resume", jobs.resume), ("Duplicate", jobs.duplicate)):
-        refresh(actions[name].click(_acting(lab, act), chosen, chosen, **quiet))
-    actions["Delete"].click(lambda: gr.update(visible=True), None, confirm, **quiet)
+    for button, act in ((stop, jobs.stop), (resume, jobs.resume), (duplicate, jobs.duplicate)):
+        refresh(button.click(_acting(lab, act), chosen, chosen, **quiet))
+    delete.click(lambda: gr.update(visible=True), None, confirm, **quiet)
     no.click(lambda: gr.update(visible=False), None, confirm, **quiet)
     deleted = yes.click(_acting(lab, jobs.delete), chosen, chosen, **quiet)
     refresh(deleted)
@@ -129,25 +127,33 @@ def _acting(lab: Lab, act: Callable) -> Callable:
     return callback
 
 
+def _button(name: str, elem_id: str = "", variant: str = "secondary") -> gr.Button:
+    return gr.Button(
+        name, size="sm", variant=variant, scale=0, min_width=110, visible=False,
+        elem_id=elem_id or f"train-{name.lower()}",
+    )  # fmt: skip
+
+
 def _buttons(job: dict) -> list:
-    """Visibility of Stop, Resume, Duplicate, Delete, then of the two next steps."""
-    alive = job["state"] in ("queued", "running")
-    ended = job["state"] in ("done", "stopped", "failed", "cancelled")
+    """What Stop, Resume, the two next steps, Duplicate and Delete look like for a job."""
+    alive = job["state"] in ("queued", "running", "stopping")
     done = job["state"] == "done"
+    word = {"queued": "Cancel", "stopping": "Stopping…"}.get(job["state"], "Stop")
     return [
-        gr.update(visible=alive, value="Cancel" if job["state"] == "queued" else "Stop"),
+        gr.update(visible=alive, value=word, interactive=job["state"] != "stopping"),
         gr.update(visible=job["resumable"]),
-        gr.update(visible=True),
-        gr.update(visible=ended),
         gr.update(visible=done),
         gr.update(visible=done and job["kind"] == "train-lpo"),
+        gr.update(visible=True),
+        gr.update(visible=not alive),
     ]
 
 
 def figure(job: dict) -> dict:
     """The plots of a training; before its first step a sentence stands in their place."""
     if not job["metrics"]:
-        return {"figure": {"data": [], "layout": {}}, "curves": [], "note": "No step was taken yet: no plots."}
+        note = "There is nothing to plot before the first step."
+        return {"figure": {"data": [], "layout": {}}, "curves": [], "note": note}
     if job["kind"] == "train-lrm":
         return training_figures.lrm(job["metrics"], job["result"])
     return training_figures.lpo(job["metrics"])
