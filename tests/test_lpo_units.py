@@ -140,7 +140,7 @@ def test_roll_out_ends_with_the_last_useful_step(policy):
 
 def test_a_step_without_noise_is_never_branched():
     policy = load_policy(Policy(BASE), "cpu")
-    policy.alphas[-1] = 1.0  # as with set_alpha_to_one: the last step then has std 0
+    policy.process.alphas[-1] = 1.0  # as with set_alpha_to_one: the last step then has std 0
     assert [t for t, *_ in plan(policy, config()).steps] == [751, 501, 251]
 
 

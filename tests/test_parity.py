@@ -133,7 +133,7 @@ def test_pair_loss_and_gradients(lrm_folder, base):
 def test_gaussian_step(policy, steps):
     ours = list(reversed(policy.timesteps(20)))
     assert ours == steps["timesteps"].tolist()
-    close(policy.alphas[:-1], steps["alphas_cumprod"], atol=1e-7)
+    close(policy.process.alphas[:-1], steps["alphas_cumprod"], atol=1e-7)
     previous = dict(transitions(policy.timesteps(20)))
     assert [max(previous[t], 0) for t in ours] == steps["ddim_prev_t"].tolist()
     for i, t in enumerate(ours):

@@ -60,11 +60,6 @@ class StableDiffusion(LatentDiffusion):
             vae, diffusion_process(scheduler, device), AdapterStack(self.unet, "unet", encoders), encoders, base, device
         )
 
-    @property
-    def alphas(self) -> Tensor:
-        """Cumulative, (1001,): the last entry is the end of the trajectory, index -1."""
-        return self.process.alphas
-
     @classmethod
     def from_pretrained(cls, source: str, base: str, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
         """From a diffusers folder, a hub id or a .safetensors file. Raises ConfigError with one sentence."""
@@ -83,8 +78,9 @@ class StableDiffusion(LatentDiffusion):
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         size = self.unet.config.sample_size
-        default_height, default_width = size if isinstance(size, (list, tuple)) else (size, size)
-        rows, columns = (height or default_height * factor) // factor, (width or default_width * factor) // factor
+        own = size if isinstance(size, (list, tuple)) else (size, size)
+        height, width = height or own[0] * factor, width or own[1] * factor
+        rows, columns = height // factor, width // factor
         halvings = 2 ** (len(self.unet.config.down_block_types) - 1)
         if rows % halvings or columns % halvings or not rows or not columns:
             step = halvings * factor

@@ -85,7 +85,8 @@ class StableDiffusion3(LatentDiffusion):
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         config = self.transformer.config
         factor, patch = 2 ** (len(self.vae.config.block_out_channels) - 1), config.patch_size
-        rows, columns = ((side or config.sample_size * factor) / factor for side in (height, width))
+        height, width = (side or config.sample_size * factor for side in (height, width))
+        rows, columns = height / factor, width / factor
         most = config.pos_embed_max_size * patch
         if any(side % patch or not 0 < side <= most for side in (rows, columns)):
             raise ConfigError(
