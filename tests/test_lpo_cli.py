@@ -113,7 +113,7 @@ def test_trace_ends_in_the_sampled_picture_and_is_scored(tmp_path):
         (["sample", "--run-dir", "{tmp}/r", "--base", "{tmp}", "--prompts", "x"], "model_index.json"),
         (["sample", "--run-dir", "{tmp}/r", "--base", "{tmp}/gone", "--prompts", "x"], "no model at"),
         (["sample", "--run-dir", "{tmp}/r", "--base", BASE, "--prompts", "x", "--device", "cuda:9"], "cuda:9"),
-        (["sample", "--run-dir", "{tmp}/r", "--base", BASE, "--prompts", "x", "--height", "72"], "128 x 72 pixels do not"),
+        (["sample", "--run-dir", "{tmp}/r", "--base", BASE, "--prompts", "x", "--height", "72"], "128 x 72 pixels"),
         (["sample", "--run-dir", "{tmp}/r", "--base", BASE], "at least one prompt"),
         (["score", "--lrm", LRM, "--latents", "{tmp}/l", "--prompts", "{tmp}/p", "--out", "{tmp}/o"], "not a readable"),
     ],
