@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from app.worker_task import Stopped, Task
-from storage import Storage
+from storage import Storage, Unwritable
 from storage.exchange import ExchangeError, export_jsonl, export_parquet, import_data
 
 ENDINGS = {"zip": ".zip", "parquet": ".parquet"}
@@ -42,7 +42,7 @@ def run(task: Task) -> dict:
 def run_import(task: Task) -> dict:
     """Imports an upload or what lies on this machine; stopped, killed and resumed, it goes on with the next row.
 
-    An upload is deleted once it is in, or known to be unreadable; it stays for a stopped import.
+    An upload is deleted once it is in, or known to be unreadable; it stays for a stopped import and on a full disk.
     """
     config = task.job.config
     folder, path = (None, Path(config["path"])) if "path" in config else uploaded(task.store, config)
@@ -53,6 +53,8 @@ def run_import(task: Task) -> dict:
             task.say(share, _progress(report))
             if task.stopping and not report["finished"]:
                 raise Stopped
+    except Unwritable:
+        raise
     except ValueError:
         _discard(folder)
         raise

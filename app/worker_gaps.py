@@ -9,7 +9,7 @@ import shutil
 
 from app.worker_data import uploaded
 from app.worker_task import Stopped, Task
-from storage import StorageError, gaps
+from storage import StorageError, Unwritable, gaps
 
 BATCH = 16  # labels, two pictures each
 SCORERS = ("clip", "pick", "aesthetic", "aesthetic_clip")
@@ -29,6 +29,8 @@ def join(task: Task) -> dict:
             task.say(report["done"] / max(1, report["total"]), f"{report['done']:,} rows joined")
             if task.stopping and not report["finished"]:
                 raise Stopped
+    except Unwritable:
+        raise
     except ValueError:
         shutil.rmtree(folder)
         raise

@@ -3,6 +3,7 @@
 Apart from worker.py, because that file runs as `__main__` and would be imported a second time under its own name.
 """
 
+import errno
 import threading
 import traceback
 from pathlib import Path
@@ -94,6 +95,8 @@ def explain(task: Task, error: Exception) -> str:
         traceback.print_exception(error, file=log)
     if type(error).__name__ == "OutOfMemoryError":
         return "The device ran out of memory; make fewer or smaller pictures at once, or stop what else uses it."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk with {task.store.data_dir} is full; make room on it and try again."
     if isinstance(error, OSError) and error.filename:
         return f"Cannot use {error.filename}: {error.strerror}."
     return f"The job failed unexpectedly ({type(error).__name__}: {str(error)[:200]}); its log has the details."

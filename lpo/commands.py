@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from lpo.sample_commands import run_sample, run_trace
 from lpo.training import run_training
 
 TRAINERS = {"train-lrm": LRMTrainer, "train-lpo": LPOTrainer}
+FULL = 2**20  # bytes free, below which a disk counts as full
 FORWARDED = 60.0  # seconds for which the second stop signal is the launcher's copy of the first
 
 
@@ -71,10 +75,22 @@ def _guarded(command: str, config: Any, run: Run, ranks: Ranks, resuming: bool) 
         run.fail(sentence)
         raise ConfigError(sentence) from error
     except Exception as error:
+        if _disk_is_full(error, run.path):
+            sentence = f"The disk with {run.path} is full: make room on it and resume; what was saved before is whole."
+            with contextlib.suppress(OSError):  # the log lies on that disk, too
+                run.fail(sentence)
+            raise ConfigError(sentence) from error
         first = run.fail(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if isinstance(error, LostRank) and not first:
             return 2  # the rank that was lost has said why
         raise
+
+
+def _disk_is_full(error: Exception, folder: Path) -> bool:
+    """Torch and safetensors say it in words or not at all, so the disk is asked as well."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "no space left" in str(error).lower():
+        return True
+    return isinstance(error, OSError | RuntimeError | SafetensorError) and shutil.disk_usage(folder).free < FULL
 
 
 def score(

@@ -1,5 +1,6 @@
 """The Data tab reads the truth, keeps blind votes out of sight, and answers bad input with one sentence."""
 
+import errno
 import time
 import zipfile
 from types import SimpleNamespace
@@ -13,11 +14,12 @@ from PIL import Image
 from storage_lab import picture_bytes
 from worker_lab import TaskInHand
 
+import storage
 from app import data_routes, story, worker_data
 from app.lab import Lab, Settings
 from app.tabs import data, data_exchange
-from app.worker_task import Stopped
-from storage import browse, comparisons, labels, media, stories, studies
+from app.worker_task import Stopped, explain
+from storage import Unwritable, browse, comparisons, labels, media, stories, studies
 from storage import jobs as queue
 from storage.browse import Filters
 
@@ -209,7 +211,7 @@ def test_hostile_and_wrong_uploads(lab, store, filled, tmp_path):
     result = worker_data.run(TaskInHand(store, job))
     assert result["pairs"] == 0 and sum(result["rejected"].values()) == 2
     assert not (tmp_path / "outside.txt").exists()
-    report = data_exchange._report(result, "0" * 32)
+    report = data_exchange._report(result, "0" * 32, "Tastes <b>")
     assert "2 rejected" in report and "row 1" in report
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 nonsense")
@@ -219,6 +221,30 @@ def test_hostile_and_wrong_uploads(lab, store, filled, tmp_path):
     assert not (store.cache_dir / "uploads" / job.config["upload"]).exists()
     with pytest.raises(ValueError, match="choose the file again"):
         worker_data.uploads(store, "../../etc")
+
+
+def test_a_full_disk_keeps_the_upload_and_what_is_in_and_the_import_goes_on(lab, store, filled, monkeypatch):
+    job = queue.get(store, data_exchange.start_export(lab, filled.study.id, "zip"))
+    exported = store.runs_dir / job.id / worker_data.run(TaskInHand(store, job))["path"]
+    other = storage.open(store.data_dir.parent / "other")
+    its = Lab(other, Settings(data_dir=other.data_dir, workers=False))
+    job = queue.get(other, data_exchange.start_import(its, [str(exported)], "", None))
+    written = []
+
+    def keep(digest, ending, data, real=other.media.keep):
+        written.append(digest)
+        if len(written) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(digest, ending, data)
+
+    with monkeypatch.context() as patch, pytest.raises(Unwritable, match=r"No space left on device.*make room"):
+        patch.setattr("storage.exchange.take.ROWS", 2)
+        patch.setattr(other.media, "keep", keep)
+        worker_data.run(TaskInHand(other, job))
+    report = worker_data.run(TaskInHand(other, job))  # Try again: the upload is still there
+    assert report["finished"] and report["resumed"] > 0 and report["pairs"] == 6 and report["duplicates"] == 0
+    told = explain(TaskInHand(other, job), OSError(errno.ENOSPC, "No space left on device"))
+    assert told == f"The disk with {other.data_dir} is full; make room on it and try again."
 
 
 def test_stopped_import_keeps_its_upload(lab, store, filled, monkeypatch):

@@ -183,3 +183,27 @@ def test_sigterm_saves_and_resume_gives_the_same_adapter(tmp_path):
 
     assert rows(whole) == rows(cut)
     assert main(["train-lpo", "--run-dir", str(cut), "--resume"]) == 2  # finished
+
+
+def test_a_full_disk_ends_a_training_with_a_sentence_and_it_resumes(tmp_path, monkeypatch, capsys):
+    (tmp_path / "p.json").write_text(json.dumps(["the cat", "and then"]))
+    run, saves, real = tmp_path / "run", [], torch.save
+
+    def full(state, path):
+        saves.append(path)
+        if len(saves) == 2:
+            Path(path).write_bytes(b"half of it")
+            raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+        real(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    settings = ["--base", BASE, "--lrm", LRM, "--prompts", str(tmp_path / "p.json"), "--device", "cpu", "--iterations",
+                "2", "--steps", "3", "--prompts_per_iteration", "1", "--threshold_min", "0", "--threshold_max", "0",
+                "--save_every", "1", "--eval_every", "100", "--eval_count", "1"]  # fmt: skip
+    assert main(["train-lpo", *settings, "--run-dir", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: The disk with {run} is full: make room on it and resume; what was saved before is whole.\n"
+    assert (run / "log.txt").read_text().endswith(said)
+    assert load_file(run / "checkpoints/step-000001/pytorch_lora_weights.safetensors")
+    assert main(["train-lpo", "--run-dir", str(run), "--resume"]) == 0
+    assert "resumed after step 1" in (run / "log.txt").read_text() and (run / "result.json").exists()

@@ -31,7 +31,7 @@ small, .ex-quiet { color: var(--body-text-color-subdued); }
 details { margin-top: 3px; }
 a { text-decoration: underline; }
 ul { margin: 2px 0 2px 18px; padding: 0; }
-progress { width: 180px; height: 8px; vertical-align: middle; margin-right: 8px; }
+progress { width: 180px; height: 8px; vertical-align: middle; margin-right: 8px; accent-color: var(--color-accent); }
 button { border: 1px solid var(--border-color-primary); background: none; color: inherit; border-radius: 4px;
   font-size: 12px; padding: 0 8px; margin-left: 8px; cursor: pointer; }
 button:hover { border-color: var(--color-accent); }
@@ -144,7 +144,8 @@ def start_import(
 def progress(lab: Lab) -> list:
     """The list of exports and imports as HTML, and whether to keep polling."""
     rows = [row for row in jobs.list_jobs(lab, lane="data", limit=30) if row["kind"] in KINDS]
-    lines = "".join(f"<tr><td>{_what(row)}</td><td>{_state(row)}</td></tr>" for row in rows)
+    names = {row.id: row.name for row in lab.studies()}
+    lines = "".join(f"<tr><td>{_what(row)}</td><td>{_state(lab, row, names)}</td></tr>" for row in rows)
     table = f"<table>{lines}</table>" if lines else '<p class="ex-quiet">Nothing was exported or imported yet.</p>'
     return [table, gr.Timer(active=any(row["state"] not in ENDED for row in rows))]
 
@@ -158,9 +159,11 @@ def _what(row: dict) -> str:
     return f"Export as {escape(config['format'])}"
 
 
-def _state(row: dict) -> str:
+def _state(lab: Lab, row: dict, studies: dict[int, str]) -> str:
     if row["state"] == "failed":
-        return f"⚠️ {escape(row['error'] or 'It failed.')}{_button(row, 'resume')}"
+        upload = row["config"].get("upload")  # an unreadable one was thrown away: there is nothing to try again
+        again = not upload or (lab.store.cache_dir / "uploads" / upload).exists()
+        return f"⚠️ {escape(row['error'] or 'It failed.')}{_button(row, 'resume', 'Try again') if again else ''}"
     if row["state"] == "queued":
         return f"waiting for the worker…{_button(row, 'stop')}"
     if row["state"] in ("stopped", "cancelled"):
@@ -176,11 +179,11 @@ def _state(row: dict) -> str:
         link = f'<a href="exports/{row["id"]}" download><b>Download</b></a>'
         what = "pairs" if row["config"]["format"] == "zip" else "labels"  # a parquet row is one answer
         return f"{link} <small>{result['done']:,} {what}, {megabytes(result['bytes'])}</small>"
-    return _report(result, row["id"])
+    return _report(result, row["id"], studies.get(result["study_id"], ""))
 
 
-def _button(row: dict, act: str) -> str:
-    return f'<button type="button" data-act="{act}" data-job="{row["id"]}">{act.capitalize()}</button>'
+def _button(row: dict, act: str, words: str = "") -> str:
+    return f'<button type="button" data-act="{act}" data-job="{row["id"]}">{words or act.capitalize()}</button>'
 
 
 def _gaps_report(result: dict) -> str:
@@ -193,12 +196,12 @@ def _gaps_report(result: dict) -> str:
     return words
 
 
-def _report(result: dict, job_id: str) -> str:
+def _report(result: dict, job_id: str, study: str) -> str:
     """What an import took and what it refused, every reason counted, every rejected row to download."""
     refused = sum(result["rejected"].values())
     words = (
         f"{result['done']:,} rows: {result['pairs']:,} new pairs, {result['labels']:,} new labels, "
-        f"{result['duplicates']:,} already here, {refused:,} rejected"
+        f"{result['duplicates']:,} already here, {refused:,} rejected <small>in study {escape(study)}</small>"
     )
     if not refused:
         return words

@@ -19,7 +19,7 @@ from sqlmodel import select
 
 from .. import numbers
 from ..data_models import Import, ImportRow
-from ..db import Storage, StorageError
+from ..db import Storage, StorageError, Unwritable
 from ..media import check_picture
 from ..models import Picture, Study
 from ..studies import create_study, list_studies, study_row
@@ -173,6 +173,9 @@ def _target(store: Storage, described: dict, study_id: int | None, base: str) ->
 def _store(store: Storage, tally: Tally, batch: list[Item | Rejected], pool: ThreadPoolExecutor) -> None:
     """Store a batch: files first, then everything else and the report in one transaction."""
     files = _files(store, batch, pool)
+    lost = next((each.exception() for each in files.values() if isinstance(each.exception(), OSError)), None)
+    if lost is not None:
+        raise Unwritable(f"Cannot write pictures in {store.media.root} ({lost.strerror}); make room on that disk.")
     with store.session() as session:
         study = study_row(session, tally.study_id)
         for item in batch:

@@ -1,0 +1,45 @@
+"""The Data tab in a real browser: imported labels, their score gaps, the picture of what a rule does, and Apply."""
+
+import pytest
+from test_filters import imported, join, write_csv  # noqa: F401  (imported is a fixture)
+
+from storage import filters, gaps, mpcf
+
+
+@pytest.fixture
+def prepared(store, tmp_path, imported):  # noqa: F811
+    """(study, gap set id) in a data folder that no server has opened yet."""
+    study, rows = imported
+    return study, join(store, study, write_csv(tmp_path / "scores.csv", rows))["gap_set_id"]
+
+
+def test_what_a_rule_keeps_is_seen_before_it_is_applied(start_server, page, store, prepared):
+    study, gap_set = prepared
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_default_timeout(60_000)
+    page.goto(start_server("--no-workers", data_dir=store.data_dir).url)
+    page.click("#tab-data-button", timeout=120_000)
+    page.wait_for_selector("#data-numbers .st-number, #data-numbers b")
+    page.click("#data-filter > button, #data-filter .label-wrap >> nth=0")
+    page.click("#filter-study input")
+    page.click(f"ul[role=listbox] >> text={study.name}")
+    rule = mpcf.PRESETS["MPCF rule 2"]
+    told = filters.preview(gaps.load(store, gap_set), rule)
+    page.wait_for_selector(f"#filter-state >> text={told['kept']} of {told['kept'] + told['dropped']} labels")
+    assert "No filter is on" in page.inner_text("#filter-state")
+    page.wait_for_selector("#filter-plot .main-svg")
+    drawn = "() => [...document.querySelectorAll('#filter-pairs img')].filter(i => i.naturalWidth > 0).length"
+    page.wait_for_function(f"({drawn})() === {2 * (min(6, told['kept']) + min(6, told['dropped']))}")
+    assert page.locator("#filter-pairs .fi-missed").count() > 0  # a dropped pair says which gate it missed
+    stricter = filters.preview(gaps.load(store, gap_set), mpcf.PRESETS["MPCF rule 1"])
+    page.click("#filter-preset >> text=MPCF rule 1")
+    page.wait_for_selector(f"#filter-state >> text={stricter['kept']} of {told['kept'] + told['dropped']} labels")
+    assert filters.active(store, study.id) is None  # looking changes nothing
+    page.click("#filter-apply")
+    page.wait_for_selector("#filter-state >> text=MPCF rule 1")
+    page.wait_for_function("!document.querySelector('#filter-state').innerText.includes('No filter is on')")
+    assert (filters.active(store, study.id).name, filters.active(store, study.id).kept) == (
+        "MPCF rule 1", stricter["kept"],
+    )  # fmt: skip
+    assert errors == []
