@@ -72,7 +72,7 @@ def create(
         )
     prompts = lines(own_prompts) if own_prompts.strip() else draw_prompts(lab, study.id, int(count))
     if not 1 <= int(seeds) <= 16:
-        raise ValueError(f"Pictures per prompt are {seeds:g}; choose 1 to 16.")
+        raise ValueError(f"Seeds of each prompt are {seeds:g}; choose 1 to 16.")
     if len(prompts) * int(seeds) > MOST_PAIRS:
         raise ValueError(
             f"{len(prompts)} prompts x {int(seeds)} seeds are too many; at most {MOST_PAIRS} pairs are allowed."

@@ -30,7 +30,8 @@ def generate(lab: Lab, text: str, each: float | None, first: str, second: str, s
     if not prompts:
         raise ValueError("There is no prompt yet; write at least one, each on a line of its own.")
     if each is None or not 1 <= each <= MOST_EACH or each != int(each):
-        raise ValueError(f"Pairs per prompt are {each}; choose a whole number from 1 to {MOST_EACH}.")
+        told = "left empty" if each is None else f"{each:g}"
+        raise ValueError(f"Pairs per prompt are {told}; choose a whole number from 1 to {MOST_EACH}.")
     count = len(prompts) * int(each)
     if count > MOST_PAIRS:
         raise ValueError(

@@ -32,7 +32,8 @@ footer { display: none !important; }
 .wrap-inner:not(:has(.token)) input[role=combobox] { padding-inline-end: 16px; text-overflow: ellipsis; }
 .wrap-inner:not(:has(.token)) { padding-inline: 8px 0 !important; }
 .wrap-inner:not(:has(.token)) .icon-wrap { inset-inline-end: 8px !important; }
-.gradio-container :is(button, a):focus-visible { outline: 2px solid var(--color-accent); outline-offset: -2px; }
+.gradio-container :is(button, a):focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+.gradio-container :is([role=tab], .tq-row):focus-visible { outline-offset: -2px; }
 """
 
 

@@ -54,9 +54,15 @@ def validate(cfg: Any) -> None:
             if isinstance(number, float) and number != number:
                 raise ConfigError(f"{f.name} is not a number.")
             if (low is not None and number < low) or (high is not None and number > high):
-                raise ConfigError(f"{f.name} is {number}, but must be between {_plain(low)} and {_plain(high)}.")
+                told = f"{f.name} is {_short(number)}"
+                raise ConfigError(f"{told}, but must be between {_plain(low)} and {_plain(high)}.")
         if f.name in ("height", "width") and value % 8:
             raise ConfigError(f"{f.name} is {value}, but must be a multiple of 8.")
+
+
+def _short(number: float) -> str:
+    """A refused number as it was given, but for those with more digits than a person reads."""
+    return str(number) if abs(number) < 1e15 else f"{number:g}"
 
 
 def _plain(bound: float) -> str:

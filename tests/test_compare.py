@@ -111,7 +111,7 @@ def test_stacks_strengths_and_names(lab, run):
     ("options", "sentence"),
     [
         ({"count": 150}, "150 prompts are asked for, but the study has"),
-        ({"seeds": 0}, "Pictures per prompt are 0; choose 1 to 16"),
+        ({"seeds": 0}, "Seeds of each prompt are 0; choose 1 to 16"),
         ({"votes": 7}, "7 votes cannot be taken from 6 prompts x 1 seeds"),
         ({"sampler": {"steps": 0}}, "steps"),
         ({"own_prompts": "\n".join(str(i) for i in range(300)), "seeds": 16}, "4800|too many"),

@@ -20,7 +20,7 @@ HELLO = (
     "is which, and then see who won and whether that is evidence."
 )
 ASKED = "compare_policy"  # the setting by which the Train tab asks for a comparison
-MOST_PROMPTS = 300
+HELD_OUT_COUNT = 30
 SECONDS_A_PICTURE = 0.6  # 4 pictures x 20 steps in 2.5 s on two cores
 STEP_SEARCH_COST = 0.35  # of a candidate at every step, in plain samplings: an LRM is the early part of a network
 
@@ -35,7 +35,7 @@ class Form:
     b: gr.Dropdown
     strength_b: gr.Slider
     more_b: gr.Dropdown
-    count: gr.Slider
+    count: gr.Number
     eta: gr.Number
     note: gr.Markdown
     go: gr.Button
@@ -62,10 +62,8 @@ def build() -> Form:
         b, strength_b = _side("B")
     with gr.Row(equal_height=True):
         source = gr.Radio([HELD_OUT, OWN], value=HELD_OUT, label="pictures of", scale=3, elem_id="compare-source")
-        count = gr.Slider(
-            1, MOST_PROMPTS, value=30, step=1, label="prompts", scale=2, min_width=170, elem_id="compare-count"
-        )
-        seeds = gr.Slider(1, 8, value=1, step=1, label="seeds", scale=2, min_width=170, elem_id="compare-seeds")
+        count = gr.Number(HELD_OUT_COUNT, label="prompts", precision=0, min_width=90, elem_id="compare-count")
+        seeds = gr.Number(1, label="seeds", precision=0, min_width=90, elem_id="compare-seeds")
         mode = gr.Radio([FIXED, PEEK], value=FIXED, label="the verdict comes", scale=3, elem_id="compare-mode")
         votes = gr.Number(30, label="votes", precision=0, min_width=90, elem_id="compare-votes")
     own = gr.Textbox(label="prompts, one a line", lines=4, visible=False, elem_id="compare-own")
@@ -83,7 +81,7 @@ def build() -> Form:
     asked = [source, count, seeds, own, a, b]
     gr.on([each.change for each in asked[:4]], estimate, asked, [note, votes], **quiet)
     gr.on([a.input, b.input], lambda *values: estimate(*values)[0], asked, note, **quiet)
-    source.change(lambda s: (gr.Textbox(visible=s == OWN), gr.Slider(visible=s != OWN)), source, [own, count], **quiet)
+    source.change(lambda s: (gr.Textbox(visible=s == OWN), gr.Number(visible=s != OWN)), source, [own, count], **quiet)
     mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **quiet)
     sides = [a, strength_a, more_a, more_strength_a, b, strength_b, more_b, more_strength_b]
     inputs = [*sides, source, count, own, seeds, mode, votes, steps, guidance, eta]
@@ -108,7 +106,7 @@ def _more(name: str) -> tuple[gr.Dropdown, gr.Slider]:
 def estimate(source: str, count: float, seeds: float, own: str, a: str = "", b: str = "") -> tuple[str, int]:
     """How many pairs this will be and about how long the sampling takes where it was measured; and as many votes."""
     prompts = len(lines(own)) if source == OWN else int(count or 0)
-    pairs = prompts * int(seeds or 0)
+    pairs = max(0, prompts * int(seeds or 0))
     seconds = pairs * SECONDS_A_PICTURE * (_times(a) + _times(b))
     time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     many = "1 pair" if pairs == 1 else f"{pairs} pairs"
@@ -134,7 +132,8 @@ def create(
         raise ValueError(
             "There is only the base so far: train an adapter in the Train tab, or make a search with an LRM above."
         )
-    for name, value in (("steps", steps), ("guidance_scale", guidance), ("eta", eta)):
+    asked = {"prompts": count, "seeds": seeds, "steps": steps, "guidance_scale": guidance, "eta": eta}
+    for name, value in asked.items():
         if value is None:
             raise ValueError(f"{name} is empty; give a number.")
     return comparisons.create(
@@ -175,7 +174,7 @@ def refresh(lab: Lab, a: str, b: str, count: int) -> list:
         gr.Dropdown(known, value=b if b in values and b != choices.BASE else newest),
         top,
         top,
-        gr.Slider(maximum=max(2, min(MOST_PROMPTS, heldout)), value=max(1, min(count, heldout))),
+        max(1, min(count or HELD_OUT_COUNT, heldout)),
     ]
 
 
