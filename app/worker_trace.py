@@ -67,6 +67,7 @@ def run(task: Task) -> dict:
                 _score_again(task, config, backbone, lrms, item["key"])
     shown = [stored_traces.find_trace(task.store, item["key"]).id for item in request["traces"]]
     stored_traces.evict(task.store, keep=shown)
+    stored_traces.sweep(task.store)
     return {"traces": len(shown)}
 
 

@@ -147,8 +147,8 @@ def hidden(store: Storage) -> tuple[int, int]:
 
 
 def day(moment: float) -> str:
-    """A time as the page shows it, in this machine's zone: 2026-11-23 01:09."""
-    return datetime.datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M")
+    """A time as the page shows it, in this machine's zone: 2026-11-23 01:09. Imported labels may have none (0)."""
+    return "no date" if not moment else datetime.datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M")
 
 
 def _page(session: Session, query: Select, key, rows: Select, page: int, size: int) -> tuple[int, Sequence]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from sqlalchemy import delete, text
@@ -26,6 +27,7 @@ from .studies import study_row
 CSV_COLUMNS = {"aesthetic": "aesthetic_gap", "clip": "clipscore_gap", "vqa": "vqascore_gap"}
 PICK = "pickscore_gap"
 CHUNK = 2000
+MAX_LINE = 100_000
 
 _INSERT = text("""INSERT OR IGNORE INTO gap (gap_set_id, preference_id, tie, aesthetic, clip, vqa, pick)
     VALUES (:gap_set, :label, :tie, :aesthetic, :clip, :vqa, :pick)""")
@@ -128,7 +130,7 @@ def read_csv(path: Path) -> Iterator[dict]:
     """{tie, aesthetic, clip, vqa, pick} of every row; raises StorageError with the row's number."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(_lines(path, file))
             for column in ("different_flag", *CSV_COLUMNS.values()):
                 if column not in (reader.fieldnames or []):
                     wanted = ", ".join(("different_flag", *CSV_COLUMNS.values()))
@@ -144,6 +146,14 @@ def read_csv(path: Path) -> Iterator[dict]:
                 yield {"tie": flag == 0.0, **scores, "pick": pick}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise StorageError(f"{path.name} cannot be read as a CSV file ({error}); save it again as UTF-8.") from error
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines, none of them longer than memory should hold."""
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise StorageError(f"{path.name} has a line of more than {MAX_LINE // 1000} kB; it is no CSV of gaps.")
+        yield line
 
 
 def _number(path: Path, number: int, row: dict, column: str) -> float | None:

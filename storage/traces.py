@@ -120,11 +120,10 @@ def evict(store: Storage, budget: int = DEFAULT_BUDGET, keep: Collection[int] = 
 def sweep(store: Storage, older_than: float = 3600.0) -> int:
     """Remove files under traces_dir that no row names and that nobody touched for `older_than` seconds."""
     with store.reader() as session:
-        known = {store.traces_dir / path for path in session.exec(select(Trace.path))}
+        known = {Path(path).parts[0] for path in session.exec(select(Trace.path))}
     removed = 0
     for path in store.traces_dir.iterdir():
-        named = any(each == path or each.is_relative_to(path) for each in known)
-        if not named and time.time() - path.stat().st_mtime > older_than:
+        if path.name not in known and time.time() - path.stat().st_mtime > older_than:
             _remove(path)
             removed += 1
     return removed

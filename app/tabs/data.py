@@ -34,16 +34,17 @@ def build(lab: Lab) -> None:
             placeholder="Words of the prompt", show_label=False, container=False, scale=3, elem_id="data-text"
         )
         study = gr.Dropdown([("all studies", 0)], value=0, show_label=False, container=False, scale=2, min_width=150)
-    with gr.Accordion("More filters", open=False, elem_id="data-filters"), gr.Row():
-        annotator = gr.Dropdown([("anyone", 0)], value=0, label="annotator", min_width=130)
-        who = gr.Dropdown(["any", "human", "simulated"], value="any", label="human or simulated", min_width=130)
-        choice = gr.Dropdown(CHOICES, value="any", label="choice", min_width=130)
-        split = gr.Dropdown(
-            [("any", "any"), ("train", "train"), ("held-out", "heldout")], value="any", label="split", min_width=130
-        )
-        origin = gr.Dropdown(["any"], value="any", label="origin", min_width=130)
-        since = gr.DateTime(label="from day", include_time=False, min_width=185)
-        until = gr.DateTime(label="to day", include_time=False, min_width=185)
+    splits = [("any", "any"), ("train", "train"), ("held-out", "heldout")]
+    with gr.Accordion("More filters", open=False, elem_id="data-filters"):
+        with gr.Row():
+            annotator = gr.Dropdown([("anyone", 0)], value=0, label="annotator", min_width=130)
+            who = gr.Dropdown(["any", "human", "simulated"], value="any", label="human or simulated", min_width=130)
+            choice = gr.Dropdown(CHOICES, value="any", label="choice", min_width=130)
+            split = gr.Dropdown(splits, value="any", label="split", min_width=130)
+            origin = gr.Dropdown(["any"], value="any", label="origin", min_width=130)
+        with gr.Row():
+            since = gr.DateTime(label="from day", include_time=False, min_width=185)
+            until = gr.DateTime(label="to day", include_time=False, min_width=185)
     page = gr.State(0)
     with gr.Row():
         with gr.Column(scale=3, min_width=420):
