@@ -1,12 +1,15 @@
 """Small labs for the storage tests: pictures of one colour, pairs, and annotators that answer."""
 
 import io
+from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from storage import browse, labels, media
 from storage.browse import Filters
-from storage.models import Pair, Picture
+from storage.models import Pair, Picture, Study
 from storage.studies import insert_pair
 
 
@@ -81,3 +84,45 @@ def last(generator) -> dict:
     *_, state = generator
     assert state["finished"]
     return state
+
+
+def foreign(number: int, **more) -> dict:
+    """A row as Pick-a-Pic itself has it."""
+    return {
+        "caption": "a cat", "jpg_0": picture_bytes(20 * number, ending="JPEG"),
+        "jpg_1": picture_bytes(20 * number + 10, ending="JPEG"), "label_0": 1.0, "label_1": 0.0, "has_label": True,
+        "user_id": 7, "ranking_id": number, "model_0": "SDXL", "model_1": "SD2", "image_0_url": "", **more,
+    }  # fmt: skip
+
+
+def write_parquet(path, rows):
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def answered_study(store) -> Study:
+    """A study with every kind of answer: changed, undone, skipped, simulated, disagreeing, unanswered pairs."""
+    study = labels.create_study(store, "Taste", question="Which?", salt="pepper", settings={"a": 1})
+    anna, judge = labels.annotator(store, "Anna"), labels.annotator(store, "judge", "simulated")
+    pairs = add_pairs(store, study, 8)
+    for pair, choice in zip(pairs, ("first", "second", "tie", "both_bad", "skip", "first"), strict=False):
+        answer(store, study, anna, pair.id, choice)
+    labels.undo(store, study.id, anna.id, "undo-1")
+    first = labels.effective(store, study.id)[0]
+    answer(store, study, anna, pairs[0].id, "second", revokes=first["id"])
+    for pair in pairs[:3]:
+        answer(store, study, judge, pair.id, "first")
+    return study
+
+
+def meaning(store, study_id, history=False):
+    """What a study says, without ids."""
+    names = {who.id: (who.name, who.kind) for who in labels.list_annotators(store)}
+    lines = everything(store, study_id)
+    effective = {row["id"] for row in labels.effective(store, study_id)}
+    return Counter(
+        (row["prompt"], row["first"], row["second"], row["choice"], row["left"], row["seconds"], row["annotator"],
+         row["kind"], row["status"] if history else None, round(row["created_at"], 5))
+        for row in lines
+        if history or row["id"] in effective
+    ), set(names.values())  # fmt: skip
