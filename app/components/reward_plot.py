@@ -44,7 +44,7 @@ class RewardPlot(gr.HTML):
         super().__init__(
             html_template=TEMPLATE,
             css_template=(FOLDER / "reward_plot.css").read_text(),
-            js_on_load=(FOLDER / "reward_plot.js").read_text(),
+            js_on_load="".join((FOLDER / f"reward_{name}.js").read_text() for name in ("plot", "export")),
             head=f'<script src="gradio_api/file={PLOTLY.as_posix()}"></script>',
             apply_default_css=False,
             server_functions=[thumbnails] if thumbnails else None,

@@ -67,12 +67,14 @@ def build() -> Form:
         mode = gr.Radio([FIXED, PEEK], value=FIXED, label="the verdict comes", scale=3, elem_id="compare-mode")
         votes = gr.Number(30, label="votes", precision=0, min_width=90, elem_id="compare-votes")
     own = gr.Textbox(label="prompts, one a line", lines=4, visible=False, elem_id="compare-own")
-    with gr.Accordion("Second adapters and sampler", open=False), gr.Row():
-        more_a, more_strength_a = _more("A")
-        more_b, more_strength_b = _more("B")
-        steps = gr.Number(20, label="steps", precision=0, min_width=80)
-        guidance = gr.Number(5.0, label="guidance_scale", min_width=80)
-        eta = gr.Number(0.0, label="eta", min_width=80)
+    with gr.Accordion("Second adapters and sampler", open=False):
+        with gr.Row():
+            more_a, more_strength_a = _more("A")
+            more_b, more_strength_b = _more("B")
+        with gr.Row():
+            steps = gr.Number(20, label="steps", precision=0, min_width=80)
+            guidance = gr.Number(5.0, label="guidance_scale", min_width=80)
+            eta = gr.Number(0.0, label="eta", min_width=80)
     search = search_form.build("compare")
     with gr.Row(equal_height=True):
         note = gr.Markdown(estimate(HELD_OUT, 30, 1, "")[0], elem_id="compare-note")
