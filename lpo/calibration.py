@@ -18,7 +18,8 @@ BINS = 5  # of the confidence max(p, 1 - p), equal width over [0.5, 1]: few, sin
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with a two-sided bootstrap interval; all three are None where there is nothing to measure."""
+    """A value with a two-sided bootstrap interval. All are None where there is nothing to measure, the interval alone
+    where there are too few prompts for one."""
 
     value: float | None
     low: float | None
@@ -65,7 +66,7 @@ def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prom
     - log_loss: nats a pair, of sigmoid(margin / temperature), ties included.
     - ece: sum over BINS of |mean P - mean target| for the side that the model favours, weighted by the bin's share.
     Intervals: percentiles of a bootstrap that resamples prompts. Where every prompt agrees it would have no width
-    (0 or 1), so accuracy is then widened to the Wilson interval of that many prompts.
+    (0 or 1), so accuracy is then widened to the Wilson interval of that many prompts. `resamples` 0: no intervals.
     """
     margins = np.asarray(margins, dtype=np.float64)
     draws = margins.shape[1] if margins.ndim == 2 else 1
@@ -99,9 +100,12 @@ def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prom
         below = picks @ bottom
         above = picks @ top
         above = np.abs(above).sum(-1) if above.ndim == 2 else above
-        low, high = np.percentile(above[below > 0] / below[below > 0], tails)
         whole = np.abs(top.sum(0)).sum() if top.ndim == 2 else top.sum()
-        return Estimate(float(whole / bottom.sum()), float(low), float(high))
+        value = float(whole / bottom.sum())
+        if not (below > 0).any():  # no interval was asked for, or every resample drew nothing but ties
+            return Estimate(value, None, None)
+        low, high = np.percentile(above[below > 0] / below[below > 0], tails)
+        return Estimate(value, float(low), float(high))
 
     accuracy = ratio(per_prompt(correct), per_prompt(counts))
     if accuracy.value in (0.0, 1.0):

@@ -196,7 +196,7 @@ class LRMTrainer:
                 return None
             if margins is None:
                 continue
-            losses = describe(*_columns(margins, pairs), resamples=1)
+            losses = describe(*_columns(margins, pairs), resamples=0)
             found[f"{name}_log_loss"] = losses["log_loss"]["value"]
             if losses["accuracy"]["value"] is not None:
                 found[f"{name}_accuracy"] = losses["accuracy"]["value"]

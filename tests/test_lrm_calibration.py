@@ -94,3 +94,13 @@ def test_nothing_to_measure_and_all_right() -> None:
     assert ties["accuracy"]["value"] is None and ties["log_loss"]["value"] is not None
     perfect = describe(np.ones(20), np.ones(20), np.ones(20), [str(k) for k in range(20)])["accuracy"]
     assert perfect["value"] == 1.0 and 0.8 < perfect["low"] < 0.9 and perfect["high"] == 1.0
+
+
+def test_a_handful_of_pairs_may_give_a_value_without_an_interval() -> None:
+    """The one resample may hold nothing but the tie; an evaluation while training asks for no resample at all."""
+    margins, targets, weights, prompts = [1.0, 2.0, 3.0], [0.5, 0.5, 1.0], [1.0] * 3, ["a", "b", "c"]
+    for resamples, seeds in ((1, range(30)), (0, [0])):
+        for seed in seeds:
+            found = describe(margins, targets, weights, prompts, resamples=resamples, seed=seed)
+            assert found["accuracy"]["value"] == 1.0
+    assert found["log_loss"] == {"value": found["log_loss"]["value"], "low": None, "high": None}
