@@ -56,7 +56,8 @@ def test_a_single_file_is_its_folder(files, kind):
     x = normal((1, 4, 16, 16), "x")
     with torch.no_grad():
         expected = whole.predict(x, 501, whole.encode_prompts(["the cat"], "on"), 5.0)
-        assert torch.equal(single.predict(x, 501, conditioning, 5.0), expected)
+        # not to the last digit: that depends on where in memory a file's weights begin
+        torch.testing.assert_close(single.predict(x, 501, conditioning, 5.0), expected, rtol=1e-5, atol=1e-5)
     assert base_fingerprint(str(file)) == whole.fingerprint()
 
 
