@@ -105,8 +105,8 @@ def _parse(line: str, folder: Path, where: str) -> Pair:
             raise DataError(f"{where}: {key!r} is missing; a pair needs {', '.join(REQUIRED)}")
     for key in row:
         # other keys may ride along (votes, provenance), but a misspelt one must not silently become a default
-        close = difflib.get_close_matches(str(key), KNOWN, n=1, cutoff=0.8)
-        if key not in KNOWN and close:
+        close = [] if key in KNOWN else difflib.get_close_matches(str(key), KNOWN, n=1, cutoff=0.8)
+        if close:
             raise DataError(f"{where}: unknown key {key!r}; did you mean {close[0]!r}?")
     prompt = row["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():

@@ -7,6 +7,7 @@ import pytest
 from storage_lab import add_pairs, add_rows, answer
 from test_storage_comparisons import fill, plan, vote_all
 
+import storage
 from storage import browse, labels, numbers, stories
 from storage.answers import moment
 from storage.models import Setting
@@ -77,3 +78,11 @@ def test_disk_use_of_many_pictures_is_told_from_some(store, monkeypatch):
     assert exact == sum(path.stat().st_size for path in store.media.root.rglob("*") if path.is_file())
     monkeypatch.setattr(stories, "ENOUGH_FILES", 20)
     assert stories.disk_use(store)["pictures"] == pytest.approx(exact, rel=0.3)
+
+
+def test_the_benchmark_of_many_labels_measures_a_lab_of_its_own(tmp_path, capsys):
+    from benchmarks.many_labels import main
+
+    assert main(["--labels", "300", "--dir", str(tmp_path / "lab"), "--only", "do the labels suffice"]) == 0
+    assert "| Train: do the labels suffice |" in capsys.readouterr().out
+    assert labels.counts(storage.open(tmp_path / "lab"), 1)["labels"] == 300
