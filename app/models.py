@@ -147,6 +147,8 @@ def _state(row: dict) -> str:
         return f"⚠️ {escape(row['error'] or 'It failed.')}"
     if row["state"] == "queued":
         return "waiting for the worker…"
+    if row["state"] in ("stopped", "cancelled"):
+        return "stopped; press the button again"
     if row["state"] != "done":
         return escape(row["message"] or row["state"])
     if row["kind"] == IMPORT:

@@ -27,6 +27,7 @@ STYLE = """
 .tq-row { display: grid; grid-template-columns: 70px 1fr 62px 90px 96px; gap: 10px; align-items: center; border: 0;
   background: none; color: var(--body-text-color); text-align: left; padding: 4px 8px; border-radius: 6px;
   cursor: pointer; font-size: 13px; width: 100%; border-left: 3px solid transparent; }
+@media (max-width: 720px) { .tq-row { grid-template-columns: 52px 0 56px 1fr 92px; gap: 6px; } }
 .tq-row:hover { background: var(--background-fill-secondary); }
 .tq-row[aria-pressed=true] { background: var(--background-fill-secondary); border-left-color: var(--color-accent); }
 .tq-row b { font-weight: 600; }

@@ -86,6 +86,7 @@ def test_an_adapter_goes_out_by_a_link_and_comes_in_again(lab, tiny, tmp_path):
     again = models.export(lab, final.id, "kohya", "float16")
     assert again != job_id and not (lab.store.runs_dir / job_id).exists()
     queue.request_stop(lab.store, again)
+    assert "press the button again" in models.listing(lab, models.EXPORT, [final.id])[0]
 
     (tmp_path / "wild.safetensors").write_bytes(answer.content)
     taken = work(lab, models.take_in(lab, "adapter", str(tmp_path / "wild.safetensors"), " From  a friend "))
