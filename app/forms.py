@@ -31,7 +31,11 @@ class Form:
         """
         hints = typing.get_type_hints(self.config_class)
         plain = {name: parse(label(name), hints[name], value) for name, value in zip(self.names, values, strict=True)}
-        return from_dict(self.config_class, {**plain, **fixed})
+        try:
+            return from_dict(self.config_class, {**plain, **fixed})
+        except ConfigError as error:  # a sentence that begins with a field's name begins with its label here
+            name, space, rest = str(error).partition(" ")
+            raise ConfigError(f"{label(name) if name in self.names else name}{space}{rest}") from error
 
     def show(self, config: Any) -> list[Any]:
         """What the inputs show for `config`, in their order."""

@@ -49,8 +49,8 @@ def test_only_main_fields_are_outside_the_fold():
     [
         ("lr", "fast", "learning rate is 'fast', but must be a number"),
         ("lr", "", "learning rate is empty"),
-        ("lr", "-1", "lr is -1"),
-        ("lr", "nan", "lr is not a number"),
+        ("lr", "-1", "learning rate is -1"),
+        ("lr", "nan", "learning rate is not a number"),
         ("steps", None, "steps is empty"),
         ("steps", 2.5, "steps is 2.5, but must be a whole number"),
         ("steps", math.inf, "whole number"),
