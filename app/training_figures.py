@@ -4,6 +4,7 @@ from app.figure_parts import COLORS
 
 BLUE, RED, GREEN, PINK = COLORS[0], COLORS[1], COLORS[2], COLORS[3]
 GAP_X, GAP_Y = 0.11, 0.24
+SHARE = {"clipmin": -0.02, "clipmax": 1.02}  # a share is never below 0 or above 1, nor is its axis, even of one point
 
 
 def lrm(rows: list[dict], result: dict | None) -> dict:
@@ -109,7 +110,7 @@ def _grid(panels: list[dict], rows: list[dict], columns: int) -> dict:
             "fixedrange": True,
             "nticks": 5,
             "exponentformat": "e",
-            **({"tickformat": ".0%"} if panel.get("percent") else {}),
+            **({"tickformat": ".0%", "autorangeoptions": SHARE} if panel.get("percent") else {}),
         }
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
         lines = _lines(panel, rows)

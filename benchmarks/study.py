@@ -56,6 +56,9 @@ PLANS = {
     "longer": Plan((0, 200), (0, 1), 400, 300, 2, 200, (0,), lpo={"iterations": 100}, tastes=("alignment",)),
     "short": Plan((0, 50, 200), (0, 1), 200, 100, 2, 200, (0,)),
     "style": Plan((200,), (0,), 200, 100, 2, 200, (0,), FROM_BASE, tastes=("style",)),
+    # what learns from 200 labels, beside the preset's full: LoRA on the trunk, or the heads alone
+    "lora": Plan((0, 200), (0, 1), 400, 0, 0, 200, (), {"train": "lora", "lr": 3e-4}),
+    "heads": Plan((0, 200), (0, 1), 400, 0, 0, 200, (), {"train": "heads", "lr": 3e-4}),
     "quick": Plan(
         (0, 16),
         (0, 1),

@@ -66,7 +66,8 @@ function labels(items) {
 }
 
 function draw() {
-  const { kind, items } = props.value || { kind: 'pictures', items: [] };
+  if (!props.value) return; // nothing was looked for yet
+  const { kind, items } = props.value;
   if (!items.length) {
     root.replaceChildren(node('div', 'br-empty', 'Nothing matches these filters.'));
     return;

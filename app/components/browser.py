@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 def browser(elem_id: str = "browser") -> gr.HTML:
     """The component; listen with `.select(f)` where `f(event: gr.EventData)` reads `event.kind` and `event.item`."""
     return gr.HTML(
-        value={"kind": "pictures", "items": []},
+        value=None,
         html_template='<div class="br"></div>',
         css_template=(FOLDER / "browser.css").read_text(),
         js_on_load=(FOLDER / "browser.js").read_text(),
