@@ -74,12 +74,13 @@ class Walk:
             choice=simulated_vote("style", first, second, item["prompt"], self.draw),
             left=item["left"],
             milliseconds=1500,
-            client_key=f"{key} {item['pair_id']}",
+            client_key=f"{key} {self.count('preference')}",  # not the pair's: some are asked twice
         )
 
     def label(self, count: int) -> None:
-        self.page.wait_for_selector("#label-picker .pp[data-armed=yes]")
-        if not self.count("preference"):
+        if self.count("preference"):  # a later walk through the same lab is asked whose labels these are
+            self.page.get_by_role("button", name="Label under this name").click()
+        else:
             for key in ("ArrowLeft", "ArrowRight", "ArrowRight"):
                 self.page.wait_for_selector("#label-picker .pp[data-armed=yes]")
                 self.page.wait_for_timeout(1800)

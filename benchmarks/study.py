@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,8 @@ PLANS = {
     # what learns from 200 labels, beside the preset's full: LoRA on the trunk, or the heads alone
     "lora": Plan((0, 200), (0, 1), 400, 0, 0, 200, (), {"train": "lora", "lr": 3e-4}),
     "heads": Plan((0, 200), (0, 1), 400, 0, 0, 200, (), {"train": "heads", "lr": 3e-4}),
+    # what one setting of LPO brings: --plan setting --lpo antithetic=true --out study-antithetic
+    "setting": Plan((200,), (0, 1), 400, 100, 2, 200, (0,), tastes=("style",)),
     "quick": Plan(
         (0, 16),
         (0, 1),
@@ -310,15 +312,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", choices=PLANS, default="full", help="how much of everything")
     parser.add_argument("--out", type=Path, default=Path("study"), help="folder of the study; a half-done one goes on")
+    parser.add_argument("--lpo", nargs="*", default=[], metavar="FIELD=VALUE", help="beside the preset of LPO")
     parser.add_argument("--threads", type=int, help="torch threads of this process (default: torch's own)")
     args = parser.parse_args()
-    study = Study(args.out, PLANS[args.plan], args.threads)
+    plan = PLANS[args.plan]
+    plan = replace(plan, lpo=plan.lpo | dict(setting.split("=", 1) for setting in args.lpo))
+    study = Study(args.out, plan, args.threads)
     started = time.monotonic()
     for part, taste, labels, seed in study.run():
         _say(f"done: {part} {taste} labels {labels} seed {seed} ({(time.monotonic() - started) / 60:.1f} min)")
     from benchmarks.study_report import write_report
 
-    print(write_report(args.out, PLANS[args.plan]))
+    print(write_report(args.out, plan))
 
 
 if __name__ == "__main__":
