@@ -114,7 +114,7 @@ def _line(row: dict) -> str:
 
 
 STYLE = """
-.st-tiles { display: flex; flex-wrap: wrap; gap: 6px 22px; }
+.st-tiles { display: flex; flex-wrap: wrap; gap: 6px 16px; }
 .st-tile { display: flex; flex-direction: column; line-height: 1.3; }
 .st-tile b { font-size: 20px; font-weight: 600; }
 .st-tile span { font-size: 13px; }

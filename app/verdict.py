@@ -4,6 +4,7 @@ from html import escape
 
 from app.statistics import WinRate, percent
 
+NARROW = 0.1  # share of the bar in which the number stands without its word
 STYLE = """
 .vd { font-size: 13px; color: var(--body-text-color); display: grid; gap: 8px 36px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
@@ -31,8 +32,10 @@ def picture(result: WinRate, a: str, b: str, words: str, remarks: list[str]) -> 
     """Escaped HTML: the bar (A left, B right), the interval of A's share below it, the words, then the remarks."""
     ties = result.ties + result.both_bad
     parts = (("a", result.wins, "win"), ("t", ties, "tie"), ("b", result.losses, "win"))
+    total = sum(count for _, count, _ in parts)
     bar = "".join(
-        f'<span class="vd-{name}" style="flex:{count}" title="{_many(count, word)}">{_many(count, word)}</span>'
+        f'<span class="vd-{name}" style="flex:{count}" title="{_many(count, word)}">'
+        f"{_many(count, word) if count > NARROW * total else count}</span>"
         for name, count, word in parts
         if count
     )
