@@ -149,7 +149,7 @@ _SOURCED: dict[str, dict[str, dict]] = {
             "init": ("scenes", "few labels must go far: start from the shipped warm LRM"),
             "text_projection": ("identity", "for init 'base': the embedded model was made without a projection"),
             "fit_start": (True, "measured: style from 200 labels 0.70-0.75 at t <= 601 before any gradient step"),
-            "train": ("full", "measured: 200 labels add 0.22 on style; lora and heads 0.19; on alignment each adds 0.02"),
+            "train": ("full", "measured: 200 labels add 0.22 on style; lora, heads 0.19; on alignment each 0.02"),
             "lr": (1e-4, "measured: 0.71 over all t on style; 3e-4 gave 0.72, within the interval"),
             "steps": (100, "measured at 90: 90 seconds on one core"),
             "batch_size": (16, "measured together with steps"),
