@@ -205,7 +205,7 @@ _SOURCED: dict[str, dict[str, dict]] = {
         "lab": {
             **_LPO_SD,
             "policy": ({"base": _SD15}, "hub id"),
-            "t_min": (701, "paper: t in [750, 950] keeps almost everything (on Scenes not); measured: 0.32 of the time"),
+            "t_min": (701, "paper: t in [750, 950] keeps almost everything; measured: 0.32 of the time"),
         },
     },
 }
