@@ -59,6 +59,8 @@ PLANS = {
     # what learns from 200 labels, beside the preset's full: LoRA on the trunk, or the heads alone
     "lora": Plan((0, 200), (0, 1), 400, 0, 0, 200, (), {"train": "lora", "lr": 3e-4}),
     "heads": Plan((0, 200), (0, 1), 400, 0, 0, 200, (), {"train": "heads", "lr": 3e-4}),
+    # the fewest labels: --plan few --lrm steps=12 warmup_steps=2 --out study-few
+    "few": Plan((0, 25), (0, 1, 2), 400, 0, 0, 25, ()),
     # what one setting of LPO brings: --plan setting --lpo antithetic=true --out study-antithetic
     "setting": Plan((200,), (0, 1), 400, 100, 2, 200, (0,), tastes=("style",)),
     "quick": Plan(
@@ -312,11 +314,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", choices=PLANS, default="full", help="how much of everything")
     parser.add_argument("--out", type=Path, default=Path("study"), help="folder of the study; a half-done one goes on")
-    parser.add_argument("--lpo", nargs="*", default=[], metavar="FIELD=VALUE", help="beside the preset of LPO")
+    for what in ("lrm", "lpo"):
+        parser.add_argument(f"--{what}", nargs="*", default=[], metavar="FIELD=VALUE", help="beside the preset")
     parser.add_argument("--threads", type=int, help="torch threads of this process (default: torch's own)")
     args = parser.parse_args()
     plan = PLANS[args.plan]
-    plan = replace(plan, lpo=plan.lpo | dict(setting.split("=", 1) for setting in args.lpo))
+    lrm, lpo = (dict(setting.split("=", 1) for setting in settings) for settings in (args.lrm, args.lpo))
+    plan = replace(plan, lrm=plan.lrm | lrm, lpo=plan.lpo | lpo)
     study = Study(args.out, plan, args.threads)
     started = time.monotonic()
     for part, taste, labels, seed in study.run():
