@@ -3,6 +3,7 @@
 Nothing is changed or deleted: a filter says which imported labels train, and can be removed. See storage/filters.py.
 """
 
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from html import escape
@@ -19,6 +20,7 @@ from storage import filters, gaps, mpcf
 from storage.data_models import GAP_COLUMNS
 
 MINE = "my own"
+MINE_NAME = "my own rule"
 EMPTY = {"figure": {"data": [], "layout": {}}, "curves": [], "rows": [], "note": ""}
 FIELDS = [("clip", "CLIP model (a folder)"), ("aesthetic", "aesthetic head (.safetensors)"),
           ("aesthetic_clip", "its CLIP-L model, if it is another"), ("pick", "PickScore model (a folder)")]  # fmt: skip
@@ -55,6 +57,8 @@ def build(lab: Lab) -> Callable:
     inputs = [*gates, keep_ties, distance, name]
     shown = [state, plot, pairs]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    # One at a time and in the order of the clicks: a slow preview never lands on the answer to a later click.
+    turns = quiet | {"concurrency_id": "data-filter", "concurrency_limit": 1}
 
     def look(study_id, gap_set, *values):
         try:
@@ -72,25 +76,22 @@ def build(lab: Lab) -> Callable:
             return f"<p>⚠️ {escape(str(error))}</p>", gr.skip(), gr.skip()
         return look(study_id, gap_set, *values)
 
-    def fill(which):
-        rule = mpcf.PRESETS.get(which)
-        return [gr.skip()] * len(inputs) if rule is None else [*_values(rule), True, False, which]
-
-    def own(named):
-        """An edited rule is no published one any more, and must not be called so."""
-        return MINE, "my own rule" if named in mpcf.PRESETS else gr.skip()
-
     def sets(study_id):
         listed = [(row.name, row.id) for row in gaps.list_sets(lab.store, study_id)]
         return gr.Dropdown(listed, value=listed[0][1] if listed else None)
 
-    preset.input(fill, preset, inputs, **quiet).then(look, [study, chosen, *inputs], shown, **quiet)
-    gr.on([each.input for each in inputs[:-1]], own, name, [preset, name], **quiet)
-    gr.on([each.input for each in inputs[:-1]], look, [study, chosen, *inputs], shown, **quiet)
-    chosen.change(look, [study, chosen, *inputs], shown, **quiet)
-    study.input(sets, study, chosen, **quiet).then(look, [study, chosen, *inputs], shown, **quiet)
-    apply.click(lambda s, g, *v: switch(s, g, True, *v), [study, chosen, *inputs], shown, **quiet)
-    remove.click(lambda s, g, *v: switch(s, g, False, *v), [study, chosen, *inputs], shown, **quiet)
+    # The form follows its rule in the browser itself, so that Apply right after a click applies what was clicked.
+    rules = {name: [*_values(rule), True, False, name] for name, rule in mpcf.PRESETS.items()}
+    fill = f"(which, ...now) => ({json.dumps(rules)})[which] ?? now"
+    own = f"name => [{json.dumps(MINE)}, name in {json.dumps(rules)} ? {json.dumps(MINE_NAME)} : name]"
+    edited = [each.input for each in inputs[:-1]]
+    preset.input(None, [preset, *inputs], inputs, js=fill, **quiet).then(look, [study, chosen, *inputs], shown, **turns)
+    gr.on(edited, None, name, [preset, name], js=own, **quiet)  # an edited rule is no published one any more
+    gr.on(edited, look, [study, chosen, *inputs], shown, **turns)
+    chosen.change(look, [study, chosen, *inputs], shown, **turns)
+    study.input(sets, study, chosen, **turns).then(look, [study, chosen, *inputs], shown, **turns)
+    apply.click(lambda s, g, *v: switch(s, g, True, *v), [study, chosen, *inputs], shown, **turns)
+    remove.click(lambda s, g, *v: switch(s, g, False, *v), [study, chosen, *inputs], shown, **turns)
 
     def refresh(study_id, gap_set):
         """Studies and gap sets, which other tabs and jobs change."""
@@ -103,8 +104,8 @@ def build(lab: Lab) -> Callable:
 
     def opened(event):
         """After `event`: fresh choices, then the preview."""
-        fresh = event.then(refresh, [study, chosen], [study, chosen], **quiet)
-        return fresh.then(look, [study, chosen, *inputs], shown, **quiet)
+        fresh = event.then(refresh, [study, chosen], [study, chosen], **turns)
+        return fresh.then(look, [study, chosen, *inputs], shown, **turns)
 
     return opened
 
