@@ -4,15 +4,18 @@ wrong while it trains, and what to do next. Numbers and files in, plain words ou
 import json
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from app import jobs
 from app.lab import Lab
 from lpo.config import CONFIGS, ConfigError, LPOConfig, LRMConfig, from_dict, from_preset, to_args
 from storage import jobs as queue
+from storage import numbers
 
 FEW, SOME, CLEAR = 25, 100, 300  # usable training labels: below, a first try, a clear taste, plenty
 KEPT_LOW, KEPT_HIGH = 0.05, 0.90
+BY_HEART = 30  # passes of a training over its pairs; the study's 64 over 25 labels made the LRM worse
 WAIT_ROWS = 3  # evidence needed before a warning about the kept fraction
 
 
@@ -75,7 +78,31 @@ FIRST_GUESS = {"train-lrm": (15.0, 0.032), "train-lpo": (10.0, 0.018)}
 
 
 def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int = 1) -> str:
-    """How long it will take, judged by the newest run of the same kind on the same base and number of devices."""
+    """How long it will take, judged by the newest run of the same kind on the same base and number of devices; for an
+    LRM also how often it sees every label of the current study."""
+    if kind == "train-lrm":
+        pairs = round(numbers.counts(lab.store, lab.current_study().id)["train"] * (1 - config.calibration))
+        planned = replace(config, steps=config.planned_steps(pairs)) if pairs else config
+        return f"{_time(lab, kind, planned, processes)} {_passes(config, planned.steps, pairs)}".strip()
+    return _time(lab, kind, config, processes)
+
+
+def _passes(config: LRMConfig, steps: int, pairs: int) -> str:
+    """What few labels do to a training of so many steps; nothing when they are enough."""
+    times = steps * config.batch_size / max(1, pairs)
+    if steps < config.steps:
+        return (
+            f"{steps} of the {config.steps:,} steps are taken: no label is seen more than {config.max_epochs:g} times."
+        )
+    if times > BY_HEART and pairs:
+        return (
+            f"⚠️ Every label is seen {times:,.0f} times, and so learned by heart: set fewer steps, "
+            "or about 9 *max epochs* among the other settings."
+        )
+    return ""
+
+
+def _time(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int) -> str:
     base = config.base if kind == "train-lrm" else config.policy.base
     for job in queue.list_jobs(lab.store, kinds=(kind,), limit=20):
         try:
@@ -88,6 +115,7 @@ def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int 
             first, last = rows[0], rows[-1]
             step = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
             begin = max(0.0, first["seconds"] - step * first["step"])  # loading and the like, however long it trains
+            past = replace(past, steps=last["total"]) if kind == "train-lrm" else past
             seconds = begin + step * last["total"] * amount(kind, config) / amount(kind, past)
             return f"About {duration(seconds)}, judging by your last run."
     if base == "scenes" and processes == 1:

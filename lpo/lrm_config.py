@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lpo import shared_settings as shared
@@ -25,10 +26,16 @@ class LRMConfig:
     heads_lr: float | None = opt(
         None, "learning rate of the projections and logit scale; empty means lr", min=0.0, max=1.0
     )
-    steps: int = opt(4000, "optimiser steps", min=1, max=10**7, main=True, source="paper, SD1.5")
+    steps: int = opt(4000, "optimiser steps, at most", min=1, max=10**7, main=True, source="paper, SD1.5")
     batch_size: int = opt(128, "pairs per step", min=1, max=65536, main=True, source="paper, SD1.5")
     warmup_steps: int = opt(
         500, "steps over which the learning rate rises from 0", min=0, max=10**6, source="paper, SD1.5"
+    )
+    max_epochs: float = opt(
+        0.0,
+        "fewer steps when the pairs are few: no pair is seen more often than this; 0 is off",
+        min=0.0,
+        max=1e6,
     )
     lr_decay: str = opt("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
     weight_decay: float = opt(0.01, "AdamW weight decay", min=0.0, max=10.0, source="torch's default")
@@ -89,3 +96,9 @@ class LRMConfig:
     def __post_init__(self) -> None:
         validate(self)
         ordered(self, "t_min", "t_max")
+
+    def planned_steps(self, pairs: int) -> int:
+        """The steps taken with so many training pairs: `steps`, or what `max_epochs` passes need, if fewer."""
+        if not self.max_epochs:
+            return self.steps
+        return min(self.steps, max(1, math.ceil(self.max_epochs * pairs / self.batch_size)))

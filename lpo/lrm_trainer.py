@@ -53,6 +53,8 @@ class LRMTrainer:
                                                    config.calibration, config.seed)
         if not self.pairs:
             raise DataError(f"{config.pairs} has no training pairs; label pairs of prompts that are not held out")
+        self.steps = config.planned_steps(len(self.pairs))
+        self.warmup = config.warmup_steps * self.steps / config.steps
         backbone = load_policy(Policy(config.base), config.device, config.dtype)
         self.lrm = start_lrm(config, backbone)
         self._refuse_overlap()
@@ -81,7 +83,7 @@ class LRMTrainer:
                             "widen the window or use more timesteps")
         folder = Path(config.latent_cache) if config.latent_cache else run.path / "latents"
         run.log(f"{len(self.pairs)} pairs to train, {len(self.aside)} to calibrate, {len(self.heldout)} held out; "
-                f"latents of their pictures in {folder}")
+                f"{self.steps} steps; latents of their pictures in {folder}")
         self.pictures = NoisyPairs(config, backbone, pairs, folder, ranks)
         if config.fit_start:
             self._fit_start()
@@ -122,11 +124,11 @@ class LRMTrainer:
         return first - second
 
     def train(self) -> Iterator[dict[str, float] | None]:
-        """From the current step to config.steps, one dict of metrics a step (docs/metrics.md), or None if a stop cuts
+        """From the current step to `self.steps`, one dict of metrics a step (docs/metrics.md), or None if a stop cuts
         an evaluation short: it is done again when the run goes on."""
         config, n = self.config, len(self.pairs)
         self.lrm.eval()  # no dropout: a reward must be a function
-        while self.step < config.steps or self.due:
+        while self.step < self.steps or self.due:
             if self.due:
                 found = self._evaluate_quickly()
                 if found is None:
@@ -168,19 +170,19 @@ class LRMTrainer:
             self.step += 1
             decided = target != 0.5
             agree = ((margins > 0) == (target > 0.5))[decided].float().mean().item() if decided.any() else 0.5
-            metrics = {"step": self.step, "total": config.steps, "epoch": self.step * config.batch_size / n,
+            metrics = {"step": self.step, "total": self.steps, "epoch": self.step * config.batch_size / n,
                        "loss": loss.item(), "accuracy": agree, "margin": margins.abs().mean().item(),
                        "grad_norm": norm.item(), "lr": rate, "logit_scale": self.lrm.logit_scale.exp().item()}
-            if self.step % config.eval_every == 0 or self.step == config.steps:
+            if self.step % config.eval_every == 0 or self.step == self.steps:
                 self.due = metrics
             else:
                 yield metrics
 
     def _set_rate(self) -> float:
         config = self.config
-        factor = min(1.0, (self.step + 1) / (config.warmup_steps + 1))
-        if config.lr_decay == "cosine" and self.step >= config.warmup_steps:
-            done = (self.step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        factor = min(1.0, (self.step + 1) / (self.warmup + 1))
+        if config.lr_decay == "cosine" and self.step >= self.warmup:
+            done = (self.step - self.warmup) / max(1, self.steps - self.warmup)
             factor = 0.5 * (1 + math.cos(math.pi * done))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor

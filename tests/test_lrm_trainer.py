@@ -94,6 +94,17 @@ def test_it_learns_what_was_chosen(folder: Path) -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_few_pairs_take_fewer_steps(folder: Path) -> None:
+    free, capped = (trainer(folder, steps=40, warmup_steps=20, max_epochs=epochs) for epochs in (0.0, 1.5))
+    n = len(free.pairs)
+    assert (free.steps, capped.steps) == (40, math.ceil(1.5 * n / 4)) and capped.steps < 10
+    *_, last = capped.train()
+    assert last["step"] == last["total"] == capped.steps and "heldout_log_loss" in last  # measured at its end
+    assert last["epoch"] == pytest.approx(1.5, abs=4 / n)
+    assert capped.warmup / capped.steps == 0.5  # the warm-up shrinks with the steps
+    assert trainer(folder, steps=3, max_epochs=1000.0).steps == 3
+
+
 def test_heldout_and_calibration_pairs_never_train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, seen = trainer(folder, eval_every=1000, steps=5), set()
     real = one.margins
