@@ -97,7 +97,7 @@ def _passes(config: LRMConfig, steps: int, pairs: int) -> str:
     if times > BY_HEART and pairs:
         return (
             f"⚠️ Every label is seen {times:,.0f} times, and so learned by heart: set fewer steps, "
-            "or about 9 *max epochs* among the other settings."
+            "or about 10 *max epochs* among the other settings."
         )
     return ""
 

@@ -49,7 +49,7 @@ class Plan:
     tastes: tuple[str, ...] = TASTES
 
 
-FROM_BASE = {"init": "base", "fit_start": "false", "steps": 300, "batch_size": 32, "warmup_steps": 30}
+FROM_BASE = {"init": "base", "fit_start": "false", "steps": 300, "batch_size": 32, "warmup_steps": 30, "max_epochs": 0}
 PLANS = {
     "full": Plan((0, 25, 50, 100, 200, 800), (0, 1, 2), 400, 300, 4, 200, (0, 1, 2)),
     "medium": Plan((0, 50, 200, 800), (0, 1, 2), 400, 300, 2, 200, (0, 1)),
@@ -59,7 +59,7 @@ PLANS = {
     # what learns from 200 labels, beside the preset's full: LoRA on the trunk, or the heads alone
     "lora": Plan((0, 200), (0, 1), 400, 0, 0, 200, (), {"train": "lora", "lr": 3e-4}),
     "heads": Plan((0, 200), (0, 1), 400, 0, 0, 200, (), {"train": "heads", "lr": 3e-4}),
-    # the fewest labels: --plan few --lrm steps=12 warmup_steps=2 --out study-few
+    # the fewest labels, with as many steps as many labels take: --plan few --lrm max_epochs=0 --out study-few
     "few": Plan((0, 25), (0, 1, 2), 400, 0, 0, 25, ()),
     # what one setting of LPO brings: --plan setting --lpo antithetic=true --out study-antithetic
     "setting": Plan((200,), (0, 1), 400, 100, 2, 200, (0,), tastes=("style",)),

@@ -154,7 +154,7 @@ _SOURCED: dict[str, dict[str, dict]] = {
             "steps": (100, "measured at 90: 90 seconds on one core"),
             "batch_size": (16, "measured together with steps"),
             "warmup_steps": (10, "a tenth of the steps"),
-            "max_epochs": (9, "what 200 labels get in 100 steps; more passes over 25 labels harm the warm LRM"),
+            "max_epochs": (10, "about what 200 labels get in 100 steps; more passes over 25 labels harm the warm LRM"),
             "lr_decay": ("cosine", "measured together with steps"),
             "save_every": (50, "ours"),
             "eval_every": (50, "ours"),
