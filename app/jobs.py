@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sqlmodel import select
 
+from app.devices import device_count
 from app.lab import Lab
 from app.security import annotator_name
 from lpo import config as lpo_config
-from storage import checkpoints
 from storage import jobs as queue
 from storage.jobs import JobError
 from storage.models import Checkpoint, Job
@@ -72,7 +72,7 @@ def settings(config: dict) -> dict:
 
 def devices(lab: Lab) -> int:
     """How many devices a training may use at once, as a worker has counted them; 1 until it has."""
-    return checkpoints.get_setting(lab.store, "devices", 1)
+    return device_count(lab.store)
 
 
 def stop(lab: Lab, job_id: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from app import jobs
+from app import devices, jobs
 from app.lab import ROOT, Lab
 from storage import jobs as queue
 from storage.models import LANES, Job
@@ -133,7 +133,9 @@ class Refill:
             return
         total, left = pairs_left(store, study.id)
         training = queue.list_jobs(store, lane="training", states=("running", "stopping"), limit=1)
-        if left >= (FEW if training else ENOUGH):
+        # one that has made room for the first pairs waits for all of them, not again and again for a few
+        trains = bool(training) and not devices.waits(training[0].message)
+        if left >= (FEW if trains else ENOUGH):
             self._not_before = time.monotonic() + 2.0
             return
         policies = study.settings.get("policies") or [{"base": study.base, "adapters": []}]

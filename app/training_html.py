@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from app import choices, jobs, training
+from app import choices, devices, jobs, training
 from app.lab import Lab
 from storage import checkpoints as stored
 
@@ -104,6 +104,8 @@ def state_words(job: dict) -> str:
     """One line on where a training stands."""
     if job["state"] == "queued":
         return "waiting for the training before it to end."
+    if job["state"] == "running" and devices.waits(job["message"]):
+        return f"{job['message']}."
     if job["state"] == "running" and not job["metrics"]:
         return "starting: loading the models and preparing the data."
     if job["state"] == "running":

@@ -17,6 +17,7 @@ import filelock
 import storage
 from app import worker_device
 from app.worker_task import Stopped, Task, Vanished, explain
+from app.worker_turns import LINGER, Turns
 from storage import jobs as queue
 from storage.jobs import JobLost
 from storage.models import LANES, Job
@@ -37,6 +38,7 @@ class Worker:
         self.name = f"{lane} {os.getpid()} {int(time.time())}"
         self.ending = False
         self.models = None  # what the interactive lane keeps loaded, see worker_models.py
+        self.turns = Turns(store, lane)
         (store.data_dir / "workers").mkdir(exist_ok=True)
 
     @property
@@ -55,12 +57,17 @@ class Worker:
             self.models = Models()  # imports torch now, before the first request needs it
             worker_device.report_devices(self.store, self.device)
         self._adopt()
+        busy = time.monotonic()
         while not self.over:
             job = queue.claim(self.store, self.lane, self.name, os.getpid())
-            if job is None:
-                time.sleep(IDLE_SECONDS)
-            else:
+            if job is not None:
                 self.work(job)
+                busy = time.monotonic()
+                continue
+            if time.monotonic() - busy > LINGER and self.turns.waited_for():
+                self.models.unload()
+                self.turns.leave()
+            time.sleep(IDLE_SECONDS)
         lock.release()
 
     def _acquire(self, lock: filelock.FileLock) -> bool:
@@ -97,6 +104,8 @@ class Worker:
                 end, value = None, str(error)
             except Exception as error:  # noqa: BLE001  the boundary: a job's fault becomes a sentence, the worker lives
                 end, value = queue.fail, explain(task, error)
+        if self.models is None:  # a warm lane keeps the device with its models
+            self.turns.leave()
         try:
             if end is None:
                 self.retry(job, value)
@@ -105,8 +114,6 @@ class Worker:
         except JobLost:
             print(f"{job.kind} {job.id} was taken over or deleted meanwhile", flush=True)
         self._attempts(job).unlink(missing_ok=True)
-        if self.models is not None:
-            self.models.rest(self.store)
 
     def work_waiting(self, kinds: tuple[str, ...]) -> None:
         """Runs the queued jobs of these kinds, in the middle of another one."""
@@ -130,6 +137,8 @@ class Worker:
 
 def run(task: Task) -> dict | None:
     """Does the work of any kind of job; what it returns is the job's result. Raises Stopped, Vanished or ValueError."""
+    if task.worker.models is not None:
+        task.worker.turns.enter(task)
     match task.job.kind:
         case "train-lrm" | "train-lpo":
             from app import worker_training

@@ -1,16 +1,14 @@
 """Who gets how many cores: training and the interactive lane together never use more threads than there are cores.
 
-How many GPUs there are is counted by a worker that has torch loaded and told to the page through the storage.
-On an accelerator both lanes share the device; the interactive lane then keeps no model loaded while something trains.
-Two trainings never run at once, since their lane has one worker.
+How many GPUs there are is counted by a worker that has torch loaded and told to the page through the storage. On them
+the lanes take turns (worker_turns.py). Two trainings never run at once, since their lane has one worker.
 """
 
 import os
 
+from app.devices import AUTO, DEVICES
 from storage import Storage, checkpoints
 from storage import jobs as queue
-
-DEVICES = "devices"  # the setting that says how many devices one training may use
 
 
 def cores() -> int:
@@ -40,11 +38,13 @@ def overloaded() -> bool:
 
 
 def report_devices(store: Storage, device: str) -> None:
-    """Tell the page how many devices a training may use at once: all GPUs, unless `device` names another or one."""
+    """Tell the page how many devices a training may use at once (all GPUs, unless `device` names another or one), and
+    what "auto" means here."""
     import torch
 
     count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     checkpoints.set_setting(store, DEVICES, max(1, count))
+    checkpoints.set_setting(store, AUTO, "cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def is_training(store: Storage) -> bool:

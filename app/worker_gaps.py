@@ -43,8 +43,14 @@ def compute(task: Task) -> dict:
     from lpo.scorers import load_judges
 
     config, study_id = task.job.config, task.job.study_id
-    task.say(0.0, "Loading the scorers")
-    judges = load_judges(**{name: config.get(name, "") for name in SCORERS}, device=task.device)
+    turns = task.worker.turns
+
+    def load(again: bool):
+        turns.enter(task, again)
+        task.say(None, "Loading the scorers")
+        return load_judges(**{name: config.get(name, "") for name in SCORERS}, device=task.device)
+
+    judges = load(again=False)
     name = f"{', '.join(judges.names)} (computed here, job {task.job.id[:6]})"
     found = gaps.unfinished(task.store, study_id, name)
     if found is None:
@@ -58,6 +64,10 @@ def compute(task: Task) -> dict:
     while rows := gaps.to_score(task.store, study_id, last, BATCH):
         if task.stopping:
             raise Stopped
+        if turns.wanted():
+            judges = None
+            turns.leave()
+            judges = load(again=True)
         scored = judges.gaps(rows)
         with task.store.session() as session:
             gaps.add_gaps(session, gap_set, scored)

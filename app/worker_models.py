@@ -1,7 +1,7 @@
 """What the interactive lane keeps loaded, and how it draws pictures. Importing this imports torch.
 
-One base and a few LRMs stay in memory between requests, so that the next one starts at once. While something trains on
-an accelerator they are let go after every job, and on the CPU they use the cores that the training leaves.
+One base and a few LRMs stay in memory between requests, so that the next one starts at once. On an accelerator they are
+let go when it is another job's turn, and on the CPU they use the cores that a training leaves.
 """
 
 from collections import OrderedDict
@@ -74,12 +74,10 @@ class Models:
         self._lrms.move_to_end(key)
         return self._lrms[key]
 
-    def rest(self, store: Storage) -> None:
-        """After a job: makes room for a training that shares the accelerator."""
-        if torch.cuda.is_available() and is_training(store):
-            self._backbone = None
-            self._lrms.clear()
-            torch.cuda.empty_cache()
+    def unload(self) -> None:
+        """Lets go of everything, for another job's turn on the device (worker_turns.py)."""
+        self._backbone = None
+        self._lrms.clear()
 
 
 def batch(task: Task, policy: dict) -> int:

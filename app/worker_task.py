@@ -61,6 +61,7 @@ class Task:
     def give_way(self, kinds: tuple[str, ...]) -> None:
         """Does waiting jobs of these kinds first: a person sits before them. The models' adapters may change."""
         self.worker.work_waiting(kinds)
+        self.worker.turns.enter(self)  # one of them may have changed to another device
 
     def beat(self) -> None:
         """One heartbeat now."""

@@ -18,8 +18,9 @@ from pathlib import Path
 import psutil
 
 from app import jobs
+from app.devices import device_count
 from app.lab import ROOT
-from app.worker_device import DEVICES, training_threads
+from app.worker_device import training_threads
 from app.worker_task import Stopped, Task, Vanished
 from storage import answers, checkpoints, filters, labels
 from storage import jobs as queue
@@ -40,18 +41,40 @@ class TrainingError(ValueError):
 
 
 def run(task: Task) -> dict:
-    """Trains until the end, from the start or from where the run folder is. Returns what result.json says."""
+    """Trains until the end, from the start or from where the run folder is. Returns what result.json says.
+
+    On an accelerator it makes room for what goes first, saved and resumed as by the buttons (worker_turns.py).
+    """
+    turns, again = task.worker.turns, False
     adopted = task.job.pid != os.getpid()  # a worker that claims a job writes its own pid first
-    child, process = find_child(task) if adopted else None, None
-    said = last_line(task.folder / "log.txt")
-    if not adopted and not (task.folder / "result.json").exists():
-        process = start(task)
-        child = psutil.Process(process.pid)
-    if child is not None:
+    child, process, code = find_child(task) if adopted else None, None, None
+    while True:
+        said = last_line(task.folder / "log.txt")
+        if not adopted and not (task.folder / "result.json").exists():
+            turns.enter(task, again)
+            process = start(task)
+            child = psutil.Process(process.pid)
+        if child is None:
+            break
+        turns.hand_over(task, child.pid)
         queue.set_process(task.store, task.job.id, task.worker.name, child.pid)
-        watch(task, child, process)
+        made_room = watch(task, child, process)
+        code = None if process is None else exit_code(task, process, said)
+        if not made_room or task.stopping or not goes_on(task, code):
+            break
+        turns.leave()
+        queue.set_process(task.store, task.job.id, task.worker.name, os.getpid())
+        adopted, again, child, process = False, True, None, None
     register(task)
-    return outcome(task, None if process is None else exit_code(task, process, said))
+    return outcome(task, code)
+
+
+def goes_on(task: Task, code: int | None) -> bool:
+    """Whether a child that was asked to make room has saved itself, or was killed when that took it too long."""
+    if (task.folder / "result.json").exists():
+        return False
+    killed = code is None or code < 0  # None: somebody else's child, of which only the files speak
+    return code == STOPPED or (killed and not last_line(task.folder / "log.txt").startswith("error: "))
 
 
 def find_child(task: Task) -> psutil.Process | None:
@@ -79,7 +102,7 @@ def start(task: Task) -> subprocess.Popen:
     about = folder / "job.json"
     if not about.exists():
         write_json(about, {"number": next_number(task), "threads": training_threads()})
-    processes = min(task.job.config.get(jobs.PROCESSES, 1), checkpoints.get_setting(task.store, DEVICES, 1))
+    processes = min(task.job.config.get(jobs.PROCESSES, 1), device_count(task.store))
     # The same again on resuming: bit for bit.
     threads = str(max(1, json.loads(about.read_text())["threads"] // processes))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
@@ -131,15 +154,17 @@ def prepare(task: Task) -> dict:
     return config
 
 
-def watch(task: Task, child: psutil.Process, process: subprocess.Popen | None) -> None:
-    """Follows the child to its end: progress for the page, and SIGTERM when the job is to stop."""
+def watch(task: Task, child: psutil.Process, process: subprocess.Popen | None) -> bool:
+    """Follows the child to its end: progress for the page, and SIGTERM when the job is to stop or to make room. Returns
+    whether it made room."""
     asked: float | None = None
+    made_room = False
     while process.poll() is None if process is not None else is_running(child):
         step, total = last_step(task.folder)
         if total:
             task.say(step / total, f"step {step} of {total}" if asked is None else "saving")
-        if task.stopping and asked is None:
-            asked = time.monotonic()
+        if asked is None and (task.stopping or task.worker.turns.wanted()):
+            asked, made_room = time.monotonic(), not task.stopping
             for one in ranks_of(child) or [child]:
                 send(one, signal.SIGTERM)
         elif asked is not None and time.monotonic() - asked > SAVE_SECONDS:
@@ -147,6 +172,7 @@ def watch(task: Task, child: psutil.Process, process: subprocess.Popen | None) -
                 send(one, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     task.beat()
+    return made_room
 
 
 def ranks_of(child: psutil.Process) -> list[psutil.Process]:

@@ -38,12 +38,15 @@ def process_start(pid: int) -> float | None:
         return 0.0  # someone else's process: alive, but not one that we started
 
 
+def is_process(pid: int, started: float) -> bool:
+    """Whether the very process that had this pid and began then still runs; a reused pid has another start time."""
+    now = process_start(pid)
+    return now is not None and abs(now - started) < 2.0
+
+
 def process_alive(job: Job) -> bool:
-    """Whether the very process that the job recorded still runs; a reused pid has another start time."""
-    if job.pid is None or job.pid_started is None:
-        return False
-    started = process_start(job.pid)
-    return started is not None and abs(started - job.pid_started) < 2.0
+    """Whether the process that the job recorded still runs."""
+    return job.pid is not None and job.pid_started is not None and is_process(job.pid, job.pid_started)
 
 
 def submit(

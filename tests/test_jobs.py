@@ -171,3 +171,13 @@ def test_filling_gives_way_and_backs_off_after_a_failure(lab):
     end(lab, job["id"], lambda store, job_id, worker: queue.fail(store, job_id, worker, "no model"))
     refill.step()
     assert len(queued_pairs(lab)) == 1, "it waits before it tries again"
+
+
+def test_filling_uses_the_whole_pause_of_a_training_that_made_room(lab):
+    """Else it would come back for a few pairs every few minutes, and each time cost the training a save and a start."""
+    add_pairs(lab, FEW + 1)
+    jobs.submit(lab, "train-lrm", config())
+    training = queue.claim(lab.store, "training", "w")
+    queue.heartbeat(lab.store, training.id, "w", message="Waits for the GPU until no pairs are drawn")
+    Refill(lab).step()
+    assert len(queued_pairs(lab)) == 1

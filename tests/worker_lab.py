@@ -1,5 +1,8 @@
 """A job in hand without its heartbeat thread: what the functions of the workers get in tests."""
 
+from types import SimpleNamespace
+
+from app.worker_turns import Turns
 from storage import Storage
 from storage import jobs as queue
 from storage.models import Job
@@ -12,7 +15,7 @@ class TaskInHand:
         self.store, self.device, self.said = store, "cpu", []
         self.job = job if isinstance(job, Job) else queue.get(store, job)
         self.folder = store.runs_dir / self.job.id
-        self.worker = type("Worker", (), {"models": models})()
+        self.worker = SimpleNamespace(models=models, turns=Turns(store, self.job.lane), work_waiting=lambda kinds: None)
         self.stop_after = stop_after
 
     @property
