@@ -13,6 +13,7 @@ from app.devices import device_count
 from app.lab import Lab
 from app.security import annotator_name
 from lpo import config as lpo_config
+from lpo.preflight import require_startable
 from storage import jobs as queue
 from storage.jobs import JobError
 from storage.models import Checkpoint, Job
@@ -47,7 +48,7 @@ def submit(
     if kind not in LANES:
         raise JobError(f"{kind!r} is not a kind of job; allowed are {', '.join(LANES)}.")
     if kind in ("train-lrm", "train-lpo"):
-        lpo_config.from_dict(lpo_config.CONFIGS[kind], settings(config))
+        require_startable(lpo_config.from_dict(lpo_config.CONFIGS[kind], settings(config)))
         if not 1 <= config.get(PROCESSES, 1) <= devices(lab):
             raise JobError(f"{config[PROCESSES]} devices are asked for, but this machine has {devices(lab)}.")
     job = queue.submit(

@@ -5,6 +5,7 @@ from pathlib import Path
 from app import choices, jobs
 from app.lab import Lab
 from lpo.config import Policy, SampleConfig, from_dict, to_dict
+from lpo.places import resolve_base
 from lpo.prompts import read_prompts
 from storage import labels
 from storage.models import Study
@@ -78,7 +79,7 @@ def new_study(lab: Lab, name: str, base: str, question: str, text: str, file: st
         raise ValueError("The base is empty; write scenes, a model folder, a single file or a hub id.")
     base = base.strip()
     from_dict(Policy, {"base": base})
-    check_base(base)
+    resolve_base(base)
     for prompt in prompts:  # before anything is written: a refused prompt must not leave half a study behind
         if len(prompt) > 2000:
             raise ValueError(f"The prompt “{prompt[:40]}…” has {len(prompt)} characters; at most 2000 are allowed.")
@@ -87,15 +88,6 @@ def new_study(lab: Lab, name: str, base: str, question: str, text: str, file: st
     heldout = sum(labels.split_of(row.text, study.salt) == "heldout" for row in rows)
     lab.choose_study(study.id)
     return study, len(rows) - heldout, heldout
-
-
-def check_base(base: str) -> None:
-    """A path must exist; "scenes" and hub ids (name or owner/name) are looked up when the model is loaded."""
-    looks_like_path = (
-        base.startswith(("/", "~", ".")) or "\\" in base or base.count("/") > 1 or base.endswith(".safetensors")
-    )
-    if looks_like_path and not Path(base).expanduser().exists():
-        raise ValueError(f"There is no model at {base}; give an existing folder or file, a hub id, or scenes.")
 
 
 def job_line(lab: Lab, job_id: str | None) -> str:

@@ -15,8 +15,8 @@ from app.weights import base_identity, content_hash, folder_hash, lrm_hash
 from app.worker_device import interactive_threads, is_training
 from app.worker_task import Task
 from lpo.backbones import Backbone, load_policy, use_adapters
-from lpo.backbones.lora import weights_file
 from lpo.config import Policy, from_dict
+from lpo.places import adapter_file
 from lpo.reward_model import LatentRewardModel
 from lpo.sampling import sample_latents, to_pil
 from lpo.search import costs, require_fit, search_latents
@@ -119,7 +119,7 @@ def provenance(policy: dict, sampler: dict, seed: int) -> dict:
     again."""
     search = policy.get("search")
     adapters = [
-        {"path": each["path"], "strength": each.get("strength", 1.0), "hash": content_hash(weights_file(each["path"]))}
+        {"path": each["path"], "strength": each.get("strength", 1.0), "hash": content_hash(adapter_file(each["path"]))}
         for each in policy.get("adapters", [])
     ]
     made_by = {"base": policy["base"], "adapters": adapters}

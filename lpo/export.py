@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 
 from lpo.backbones import load_policy
 from lpo.backbones.lora import lora_layers
-from lpo.backbones.lora_files import WEIGHTS_NAME, weights_file
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.export_base import describe_base
 from lpo.export_card import card, read_about, short
 from lpo.export_layers import adapter_info, diffusers_tensors, kohya_tensors, merge, whole_stack
 from lpo.export_metadata import header
 from lpo.lrm_files import export_official
+from lpo.places import LORA_FILE, adapter_file
 from lpo.reward_model import LatentRewardModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -51,7 +51,7 @@ def export_adapter(
     """
     told = read_about(about)
     for adapter in adapters:
-        weights_file(adapter.path)  # a missing file is the first thing to say
+        adapter_file(adapter.path)  # a missing file is the first thing to say
     info = adapter_info(adapters[-1].path)
     base = base or info.get("base", "")
     if not base:
@@ -96,7 +96,7 @@ def _targets(out: str | Path, layout: str, title: str) -> tuple[Path, list[Path]
         files = [out, out.with_suffix(".md")]
     else:
         slug = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-").lower()[:60] or "lora"
-        name = {"diffusers": WEIGHTS_NAME, "kohya": f"{slug}.safetensors", "merged": "unet"}[layout]
+        name = {"diffusers": LORA_FILE, "kohya": f"{slug}.safetensors", "merged": "unet"}[layout]
         files = [out / name, out / "README.md"]
         _refuse_existing(out)
     for file in files:

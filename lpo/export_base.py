@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SD3Transf
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lpo.backbones.source import config_folder, pipeline_class, resolve_base
+from lpo.backbones.source import config_folder, pipeline_class
 from lpo.config import ConfigError
+from lpo.places import resolve_base
 
 STANDARD = {"sd1": (320, 640, 1280, 1280), "sd2": (320, 640, 1280, 1280), "sdxl": (320, 640, 1280)}
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lpo import shared_settings as shared
-from lpo.options import opt, ordered, validate
+from lpo.options import ConfigError, opt, ordered, validate
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,16 @@ class LRMConfig:
     def __post_init__(self) -> None:
         validate(self)
         ordered(self, "t_min", "t_max")
+        if not self.grid():
+            raise ConfigError(
+                f"No timestep of the grid of {self.timesteps} lies between t_min {self.t_min} and t_max {self.t_max}: "
+                "widen the window or use more timesteps."
+            )
+
+    def grid(self) -> list[int]:
+        """The timesteps trained, ascending."""
+        grid = (1 + 1000 * k // self.timesteps for k in range(self.timesteps))
+        return [t for t in grid if self.t_min <= t <= self.t_max]
 
     def planned_steps(self, pairs: int) -> int:
         """The steps taken with so many training pairs: `steps`, or what `max_epochs` passes need, if fewer."""

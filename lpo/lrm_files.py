@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lpo.backbones import Backbone, base_fingerprint, load_policy
-from lpo.backbones.source import config_folder, resolve_base
+from lpo.backbones.source import config_folder
 from lpo.backbones.trunk import official_kind, trunk_class
 from lpo.config import ConfigError, Policy
+from lpo.places import lrm_folder, resolve_base
 from lpo.reward_model import LatentRewardModel
 
 FORMAT_VERSION = 1
-SCENES_LRM = Path(__file__).parent / "scenes" / "weights" / "lrm"
 
 
 def from_base(
@@ -65,25 +65,13 @@ def load(path: str, base: str | None, device: torch.device, dtype: torch.dtype) 
 
     An official folder needs a base model: `base`, or its own in FOLDER@BASE (an SD1.5 LRM that judges an SD2.1 policy).
     """
-    name, own_base = split_name(path)
-    folder = SCENES_LRM if name == "scenes" else Path(name).expanduser()
+    folder, own_base = lrm_folder(path)
     if (folder / "lrm.json").exists():
         model = _load_own(folder, dtype)
-    elif (folder / "state_dict.pt").exists():
-        model = _load_official(folder, own_base or base, dtype)
     else:
-        what = "The shipped Scenes LRM" if name == "scenes" else name
-        raise ConfigError(
-            f"{what} is not an LRM folder: it has neither lrm.json (own format) nor state_dict.pt (official)."
-        )
+        model = _load_official(folder, own_base or base, dtype)
     model.name = path
     return model.to(device).eval().requires_grad_(False)
-
-
-def split_name(path: str) -> tuple[str, str | None]:
-    """(folder, base or None) of an LRM's name, FOLDER or FOLDER@BASE."""
-    folder, at, base = path.rpartition("@")
-    return (folder, base) if at and folder and base and not Path(path).expanduser().is_dir() else (path, None)
 
 
 def _load_own(folder: Path, dtype: torch.dtype) -> LatentRewardModel:

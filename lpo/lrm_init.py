@@ -10,13 +10,11 @@ from lpo import rng
 from lpo.backbones import Backbone
 from lpo.backbones.clip_projection import own_projection, read_projection
 from lpo.backbones.latent_space import require_same
-from lpo.backbones.source import resolve_base
-from lpo.config import ConfigError, LRMConfig
+from lpo.config import LRMConfig
 from lpo.data import Pair, normalise_prompt
 from lpo.lrm_files import from_backbone, latent_space
+from lpo.places import IDENTITY, require_projection, resolve_base
 from lpo.reward_model import LatentRewardModel
-
-IDENTITY = "identity"  # a text projection to start from that changes nothing
 
 
 def split_calibration(pairs: list[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -56,22 +54,10 @@ def start_lrm(config: LRMConfig, backbone: Backbone) -> LatentRewardModel:
 
 def _init_text_projection(lrm: LatentRewardModel, config: LRMConfig) -> None:
     """CLIP's, from where the config says or else from the base itself. Raises ConfigError if it is missing."""
-    if lrm.text_projection is None:
-        if config.text_projection:
-            raise ConfigError(f"{config.base} compares with its pooled text as it is: leave text_projection empty.")
-        return
-    place = config.text_projection
-    weight = read_projection(place) if place else own_projection(resolve_base(config.base))
-    if weight is None:
-        raise ConfigError(
-            f"{config.base} does not hold CLIP's text projection, which its LRM starts from: set text_projection to a "
-            "CLIP folder, hub id or .safetensors file that has it (SD1.x: openai/clip-vit-large-patch14), or to "
-            f"'{IDENTITY}' to do without, or set init to an LRM."
-        )
-    wanted = lrm.text_projection.weight.shape
-    if weight.shape != wanted:
-        raise ConfigError(
-            f"The text projection of {place or config.base} is {tuple(weight.shape)}, but {tuple(wanted)} is needed: "
-            "give that of the base's own CLIP, and set projection_dim to its first number or leave it empty."
-        )
-    lrm.init_heads(config.seed, weight)
+    needed = lrm.text_projection and tuple(lrm.text_projection.weight.shape)
+    place, weight = config.text_projection, None
+    if needed:
+        weight = read_projection(place) if place else own_projection(resolve_base(config.base))
+    require_projection(config.base, place, needed, None if weight is None else tuple(weight.shape))
+    if needed:
+        lrm.init_heads(config.seed, weight)

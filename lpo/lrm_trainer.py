@@ -66,6 +66,8 @@ class LRMTrainer:
         self.lrm.tune(config)
         own = -(-config.batch_size // ranks.count)  # pairs of a step that are this rank's
         self.portion = min(config.micro_batch_size or own, own)
+        # without gradients twice as many fit
+        self.scored = min(EVAL_BATCH, 2 * config.micro_batch_size) if config.micro_batch_size else EVAL_BATCH
         self.weights = self.lrm.trainable_parameters()
         self.initial = {name: weight.detach().clone() for name, weight in self.weights.items()} if config.anchor else {}
         heads = [weight for name, weight in self.weights.items() if name.startswith(HEADS)]
@@ -76,11 +78,7 @@ class LRMTrainer:
         self.due: dict[str, float] | None = None  # a step's metrics that still lack their evaluation
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "weights": {}}
         self._fitted: tuple[int, float] | None = None  # (step, temperature): fitted once a checkpoint
-        self.grid = [1 + 1000 * k // config.timesteps for k in range(config.timesteps)]
-        self.grid = [t for t in self.grid if config.t_min <= t <= config.t_max]
-        if not self.grid:
-            raise DataError(f"no timestep of the grid of {config.timesteps} lies in [{config.t_min}, {config.t_max}]; "
-                            "widen the window or use more timesteps")
+        self.grid = config.grid()
         folder = Path(config.latent_cache) if config.latent_cache else run.path / "latents"
         run.log(f"{len(self.pairs)} pairs to train, {len(self.aside)} to calibrate, {len(self.heldout)} held out; "
                 f"{self.steps} steps; latents of their pictures in {folder}")
@@ -99,8 +97,8 @@ class LRMTrainer:
     def _fit_start(self) -> None:
         """See lpo/lrm_start.py; depends on the labels and the seed alone, so a resumed run does the same."""
         features, texts = [], []
-        for start in range(0, len(self.pairs), EVAL_BATCH):
-            part, columns = self.pairs[start:start + EVAL_BATCH], []
+        for start in range(0, len(self.pairs), self.scored):
+            part, columns = self.pairs[start:start + self.scored], []
             text = self.lrm.encode_text([pair.prompt for pair in part] * 2)
             empty = self.lrm.encode_text([""])
             for t in self.grid[::4]:
@@ -215,10 +213,10 @@ class LRMTrainer:
         for t in timesteps if pairs else []:
             draws = [("lrm-eval", t, pair.id) for pair in pairs]
             parts = []
-            for start in range(0, len(pairs), EVAL_BATCH * self.ranks.count):
+            for start in range(0, len(pairs), self.scored * self.ranks.count):
                 if self.ranks.any(self.run.stop_requested):
                     return None
-                rows = range(start, min(start + EVAL_BATCH * self.ranks.count, len(pairs)))
+                rows = range(start, min(start + self.scored * self.ranks.count, len(pairs)))
                 own = [rows[row] for row in self.ranks.share(len(rows)).rows]
                 margins = self.margins([pairs[row] for row in own], [t] * len(own), [draws[row] for row in own])
                 parts.append(self.ranks.gather(margins, len(rows)).float().cpu())

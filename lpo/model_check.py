@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 
 from lpo.backbones import load_policy
 from lpo.backbones.latent_space import require_same
-from lpo.backbones.merged_unet import unet_source
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.export_base import describe_base
 from lpo.export_layers import merge
 from lpo.lrm_files import latent_space
+from lpo.places import unet_source
 from lpo.reward_model import LatentRewardModel
 
 

@@ -92,7 +92,7 @@ def test_the_web_process_can_never_reach_torch():
 
 
 LIGHT = ["lpo/__init__.py", "lpo/prompts.py", "lpo/config.py", "lpo/options.py", "lpo/presets.py", "lpo/run_dir.py",
-         "lpo/search_costs.py", "lpo/policy.py",
+         "lpo/search_costs.py", "lpo/policy.py", "lpo/places.py", "lpo/preflight.py",
          "lpo/scenes/__init__.py", "lpo/scenes/world/__init__.py", "lpo/scenes/judge.py"]  # fmt: skip
 
 
@@ -117,6 +117,8 @@ ORDER = [
         "lpo/run_dir.py",
         "lpo/prompts.py",
         "lpo/search_costs.py",
+        "lpo/places.py",
+        "lpo/preflight.py",
     },
     {"lpo/diffusion.py", "lpo/losses.py", "lpo/ranks.py"},
     {"lpo/backbones", "lpo/data.py"},

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from lpo.backbones.latent_space import difference
-from lpo.backbones.source import pipeline_class, resolve_base
+from lpo.backbones.source import pipeline_class
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.diffusion import Process
+from lpo.places import resolve_base
 
 if TYPE_CHECKING:
     from lpo.backbones.lora import AdapterStack

@@ -13,24 +13,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lpo.config import ConfigError
+from lpo.places import PROJECTION, projection_files
 
-KEY = "text_projection.weight"
 
-
-def read_projection(place: str) -> Tensor:
-    """(projection size, hidden size), fp32, of a CLIP folder, hub id or .safetensors file. Raises ConfigError."""
-    path = Path(place).expanduser()
-    if path.is_file():
-        found = _in_files([path])
-    elif path.is_dir():
-        found = _in_files(sorted(path.glob("*.safetensors")))
-    elif place.count("/") == 1 and place[0] not in "./~":
-        found = _fetched(place)
-    else:
-        raise ConfigError(f"There is nothing at {place}: text_projection names a CLIP folder, hub id or file.")
-    if found is None:
-        raise ConfigError(f"{place} holds no safetensors file with {KEY}: give CLIP's, or 'identity' to do without.")
-    return found
+def read_projection(place: str) -> Tensor | None:
+    """(projection size, hidden size), fp32, of a CLIP folder, hub id or .safetensors file; None if it holds none.
+    Raises ConfigError."""
+    files = projection_files(place)
+    return _fetched(place) if files is None else _in_files(files)
 
 
 def own_projection(source: str) -> Tensor | None:
@@ -61,8 +51,8 @@ def _in_files(files: list[Path]) -> Tensor | None:
     for file in files:
         try:
             with safe_open(str(file), "pt") as opened:
-                if KEY in opened.keys():  # noqa: SIM118  (not a dict)
-                    return opened.get_tensor(KEY).float()
+                if PROJECTION in opened.keys():  # noqa: SIM118  (not a dict)
+                    return opened.get_tensor(PROJECTION).float()
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{file} is not a readable .safetensors file.") from error
     return None

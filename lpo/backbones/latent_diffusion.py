@@ -21,6 +21,8 @@ from lpo.backbones.text_memory import TextMemory
 from lpo.config import Adapter, Policy
 from lpo.diffusion import Process
 
+VAE_AREA = 4 * 64 * 64  # of latents that the VAE takes at once: four of SD1.5 or one of SDXL, 1.5 GiB in half precision
+
 
 class LatentDiffusion:
     """The common half of a `Backbone`: text encoders, a VAE, a process and a stack of adapters on the denoiser,
@@ -67,15 +69,23 @@ class LatentDiffusion:
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled posterior mean and std (B, C, h, w), fp32, of pictures (B, 3, H, W) in [-1, 1]."""
         with placement.at_work(self.device, self.vae):
-            return encode_pictures(self.vae, pictures)
+            found = [encode_pictures(self.vae, part) for part in pictures.split(self._together(8, pictures))]
+        mean, std = (torch.cat(part) for part in zip(*found, strict=True))
+        return mean, std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], fp32, of scaled latents."""
         scale, shift = scale_and_shift(self.vae)
+        raw = (latents / scale + shift).to(self.device, self.vae.dtype)
         with placement.at_work(self.device, self.vae):
-            pictures = self.vae.decode((latents / scale + shift).to(self.device, self.vae.dtype)).sample
-        return (pictures.float() / 2 + 0.5).clamp(0, 1)
+            pictures = [self.vae.decode(part).sample for part in raw.split(self._together(1, latents))]
+        return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
+
+    @staticmethod
+    def _together(factor: int, rows: Tensor) -> int:
+        """How many rows the VAE takes at once; `factor`: how often larger than its latents they are."""
+        return max(1, VAE_AREA * factor**2 // (rows.shape[-2] * rows.shape[-1]))
 
     def fingerprint(self) -> dict:
         """Of the latent space; computed once."""

@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from lpo.config import ConfigError
 from lpo.diffusion import Process
+from lpo.places import require_same_space
 from lpo.rng import normal
 
 _TOLERANCE = {"scaling_factor": 1e-3, "shift_factor": 1e-3, "alphas_cumprod": 1e-3}
@@ -91,9 +91,4 @@ def difference(a: dict, b: dict) -> str | None:
 
 def require_same(lrm_space: dict, policy_space: dict, lrm_name: str, policy_name: str, allow_mismatch: bool) -> None:
     """Raises ConfigError with one sentence if the spaces differ, unless `allow_mismatch`."""
-    found = difference(lrm_space, policy_space)
-    if found and not allow_mismatch:
-        raise ConfigError(
-            f"The LRM {lrm_name} does not share the latent space of {policy_name} ({found}): take an LRM trained on "
-            "that model's latents, or set allow_latent_mismatch."
-        )
+    require_same_space(difference(lrm_space, policy_space), lrm_name, policy_name, allow_mismatch)

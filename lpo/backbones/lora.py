@@ -19,8 +19,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lpo.backbones.lora_files import WEIGHTS_NAME, read_lora, weights_file
+from lpo.backbones.lora_files import read_lora
 from lpo.config import Adapter, ConfigError
+from lpo.places import LORA_FILE, adapter_file
 from lpo.rng import normal
 
 TRAINABLE = "trainable"
@@ -48,7 +49,7 @@ class AdapterStack:
         """Make `adapters` the frozen ones. Loads those not seen before; raises ConfigError for an unsuitable file."""
         chosen = []
         for adapter in adapters:
-            file = weights_file(adapter.path).resolve()
+            file = adapter_file(adapter.path).resolve()
             key = (str(file), file.stat().st_mtime_ns)
             if key not in self.loaded:
                 self.loaded[key] = self._load(str(file))
@@ -141,7 +142,7 @@ class AdapterStack:
             layers = convert_state_dict_to_diffusers(layers)
         path.mkdir(parents=True, exist_ok=True)
         named = {f"{self.prefix}.{key}": value for key, value in layers.items()}
-        save_file(named, path / WEIGHTS_NAME, metadata={"format": "pt"})
+        save_file(named, path / LORA_FILE, metadata={"format": "pt"})
 
 
 def lora_layers(net: torch.nn.Module) -> Iterator[tuple[str, LoraLayer]]:

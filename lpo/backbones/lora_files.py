@@ -15,22 +15,11 @@ from torch import Tensor
 
 from lpo.config import ConfigError
 
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", ".hada_": "LoHa", ".lokr_": "LoKr",
                ".oft_": "OFT", "lora_mid": "a Tucker-decomposed LoCon"}  # fmt: skip
 # What peft needs to scale a layer; a file may say more, but nothing that changes how its weights are read.
 SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_rslora")
-
-
-def weights_file(path: str) -> Path:
-    """The .safetensors file of an adapter given as a folder or file. Raises ConfigError if there is none."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / WEIGHTS_NAME
-    if not file.is_file():
-        raise ConfigError(f"There is no adapter at {path}: give a folder with {WEIGHTS_NAME} or a .safetensors file.")
-    return file
 
 
 def read_lora(file: Path | str, network: ConfigMixin) -> tuple[dict[str, Tensor], dict | None]:

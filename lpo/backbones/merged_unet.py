@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from diffusers import UNet2DConditionModel
 
 from lpo.config import ConfigError
+from lpo.places import unet_source
 
 
 def replace_unet(network: torch.nn.Module, unet: str, base: str) -> None:
@@ -31,18 +30,3 @@ def replace_unet(network: torch.nn.Module, unet: str, base: str) -> None:
         raise ConfigError(
             f"The UNet {unet} has another architecture than {base}: name the base it was made from."
         ) from error
-
-
-def unet_source(unet: str) -> tuple[str, str | None]:
-    """(folder or hub id, subfolder): a folder is the UNet's own or holds `unet/`; owner/name[/folder] is on a hub."""
-    folder = Path(unet).expanduser()
-    if folder.is_dir():
-        inner = folder / "unet" if (folder / "unet").is_dir() else folder
-        if not (inner / "config.json").exists():
-            raise ConfigError(f"{unet} is not a UNet folder of diffusers layout (it has no config.json).")
-        return str(inner), None
-    owner, _, rest = unet.partition("/")
-    name, _, subfolder = rest.partition("/")
-    if not owner or not name or unet[0] in "./~":
-        raise ConfigError(f"There is no UNet at {unet}: give a folder of diffusers layout or a hub id.")
-    return f"{owner}/{name}", subfolder or "unet"

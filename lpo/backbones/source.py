@@ -19,7 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 from lpo.config import ConfigError
 
-SCENES_MODEL = Path(__file__).parent.parent / "scenes" / "weights" / "model"
 FAMILIES = {  # a key of the file -> the pipeline it belongs to, and the hub id that has its configuration
     "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (
         "StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3-medium-diffusers"),
@@ -31,28 +30,6 @@ FAMILIES = {  # a key of the file -> the pipeline it belongs to, and the hub id 
 }  # fmt: skip
 
 transformers_logging.disable_progress_bar()  # its bars end up in every log.txt
-
-
-def resolve_base(base: str) -> str:
-    """The folder, file or hub id that a base name means. Raises ConfigError if it is plainly not there."""
-    if base == "scenes":
-        if not (SCENES_MODEL / "model_index.json").exists():
-            raise ConfigError("The embedded Scenes model (lpo/scenes/weights/model) is missing: get a whole checkout.")
-        return str(SCENES_MODEL)
-    path = Path(base).expanduser()
-    if path.is_dir():
-        if not (path / "model_index.json").exists():
-            raise ConfigError(f"{base} is not a diffusers model folder (it has no model_index.json).")
-        return str(path)
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ConfigError(f"{base} is not a .safetensors file; other single-file checkpoints are not loaded.")
-        return str(path)
-    if base.count("/") != 1 or base[0] in "./~" or base.endswith((".safetensors", ".ckpt")):
-        raise ConfigError(
-            f"There is no model at {base}: give a diffusers folder, a .safetensors file, a hub id or 'scenes'."
-        )
-    return base
 
 
 def pipeline_class(source: str) -> str:

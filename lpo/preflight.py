@@ -1,0 +1,112 @@
+"""What a training would refuse only after it has loaded its models, told when the button is pressed: models that are
+not there, CLIP's text projection missing, an LRM of another latent space. The sentences are the training's own.
+
+Reads names, JSON files and safetensors headers; imports no torch. What only the hub or the weights can tell (an LRM of
+another VAE of the same scale, say) is left to the training.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from lpo.config import LPOConfig, LRMConfig
+from lpo.places import (
+    IDENTITY,
+    PROJECTION,
+    adapter_file,
+    lrm_folder,
+    projection_files,
+    require_projection,
+    require_same_space,
+    resolve_base,
+    tensor_shapes,
+    unet_source,
+)
+
+
+def require_startable(config: LRMConfig | LPOConfig) -> None:
+    """Raises ConfigError with the sentence that the training would end with, as far as that can be told at once."""
+    if isinstance(config, LPOConfig):
+        for adapter in config.policy.adapters:
+            adapter_file(adapter.path)
+        if config.policy.unet:
+            unet_source(config.policy.unet)
+        _require_lrm(config.lrm, config.policy.base, config.allow_latent_mismatch)
+    elif config.init == "base":
+        _require_projection(config)
+    else:
+        _require_lrm(config.init, config.base, config.allow_latent_mismatch)
+
+
+def _require_lrm(name: str, base: str, allow_mismatch: bool) -> None:
+    folder, own_base = lrm_folder(name)
+    ours, theirs = _space(base), _stored_space(folder) or _space(own_base or base)
+    difference = None
+    if ours and theirs:
+        words = {"channels": f"{theirs['channels']} against {ours['channels']} latent channels",
+                 "scaling_factor": "another scale", "shift_factor": "another shift"}  # fmt: skip
+        different = (told for key, told in words.items() if abs(theirs[key] - ours[key]) > 1e-3)
+        difference = next(different, None)
+    require_same_space(difference, name, base, allow_mismatch)
+
+
+def _stored_space(folder: Path) -> dict | None:
+    """The fingerprint in an LRM's folder; None for an official one, or one that the training will call damaged."""
+    return (_json(folder / "lrm.json") or {}).get("fingerprint")
+
+
+def _space(base: str) -> dict | None:
+    """Channels, scale and shift of a base's latents; None if only its weights or the hub know."""
+    vae = _json(_file(resolve_base(base), "vae/config.json"))
+    if vae is None:
+        return None
+    numbers = {"channels": vae.get("latent_channels"), "scaling_factor": vae.get("scaling_factor")}
+    return None if None in numbers.values() else {**numbers, "shift_factor": vae.get("shift_factor") or 0.0}
+
+
+def _require_projection(config: LRMConfig) -> None:
+    """Where the base's kind and text encoder can be read: it needs CLIP's text projection of the right shape."""
+    source, place = resolve_base(config.base), config.text_projection
+    if Path(source).is_file():
+        if not place and any(name.startswith("cond_stage_model.") for name in tensor_shapes(Path(source))):
+            require_projection(config.base, place, (), None)  # the original layout of SD1.x and SD2.x has none
+        return
+    kind = (_json(_file(source, "model_index.json")) or {}).get("_class_name")
+    width = (_json(_file(source, "text_encoder/config.json")) or {}).get("hidden_size")
+    if kind is None or width is None or place == IDENTITY:
+        return
+    needed = (config.projection_dim or width, width) if kind == "StableDiffusionPipeline" else None
+    if needed and place:
+        files = projection_files(place)
+        files = [_file(place, "model.safetensors")] if files is None else files
+    elif Path(source).is_dir():
+        files = sorted(Path(source, "text_encoder").glob("*.safetensors"))
+    else:
+        files = [_file(source, "text_encoder/model.safetensors")]
+    if None not in files:  # None: not fetched yet, so nobody knows
+        shapes = (tensor_shapes(file).get(PROJECTION) for file in files)
+        require_projection(config.base, place, needed, next(filter(None, shapes), None))
+
+
+def _file(source: str, name: str) -> Path | None:
+    """A file of a resolved base or CLIP: in its folder, or in the hub's cache; None if it is not on this machine."""
+    if Path(source).exists():
+        return Path(source, name)
+    try:
+        found = try_to_load_from_cache(source, name)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _json(file: Path | None) -> dict | None:
+    """None if there is no such file or it is damaged: the training says so."""
+    try:
+        found = json.loads(file.read_text()) if file is not None else None
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
