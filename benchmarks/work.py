@@ -47,13 +47,12 @@ def inputs(unet: UNet2DConditionModel) -> tuple[tuple, dict | None]:
     return (x, t, states), added
 
 
-def measure_size(size: str, training: bool = True) -> dict:
-    """TFLOP of one row (a guidance branch of a latent) of each kind, and the parameters of each part in millions.
-    Without `training`, rows through the adapter are left out: they take most of the time."""
-    config, setting = models.MODELS[size], {**SD, **OFFICIAL.get(size, {})}
+def parts(size: str) -> tuple[UNet2DConditionModel, list[torch.nn.Module], AutoencoderKL]:
+    """Network, text encoders and VAE without numbers."""
+    config = models.MODELS[size]
     tokens = {"vocab_size": config["vocabulary"]}
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**config["unet"]).requires_grad_(False)
+        unet = UNet2DConditionModel(**config["unet"])
         towers = [CLIPTextModel(CLIPTextConfig(**config["text_encoder"], **tokens))]
         if "text_encoder_2" in config:
             towers.append(CLIPTextModelWithProjection(CLIPTextConfig(**config["text_encoder_2"], **tokens)))
@@ -63,9 +62,25 @@ def measure_size(size: str, training: bool = True) -> dict:
             up_block_types=("UpDecoderBlock2D",) * 4,
             **config["vae"],
         )
+    return unet, towers, vae
+
+
+def weigh(size: str) -> dict[str, float]:
+    """Millions of parameters of each part; `trunk` is what an LRM keeps of the network."""
+    unet, towers, vae = parts(size)
+    millions = {"unet": size_of(unet), "vae": size_of(vae), "text": sum(size_of(tower) for tower in towers)}
+    return millions | {"trunk": size_of(strip(unet))}
+
+
+def measure_size(size: str, training: bool = True) -> dict:
+    """TFLOP of one row (a guidance branch of a latent) of each kind, and the parameters of each part in millions.
+    Without `training`, rows through the adapter are left out: they take most of the time."""
+    setting = {**SD, **OFFICIAL.get(size, {})}
+    unet, towers, _vae = parts(size)
+    unet.requires_grad_(False)
+    with torch.device("meta"):
         row, added = inputs(unet)
         ids = torch.zeros(1, 77, dtype=torch.long)
-        millions = {"unet": size_of(unet), "vae": size_of(vae), "text": sum(size_of(tower) for tower in towers)}
         with torch.no_grad():
             tflop = {
                 "text": count(lambda: [tower(ids) for tower in towers]),
@@ -76,11 +91,10 @@ def measure_size(size: str, training: bool = True) -> dict:
             with torch.no_grad():
                 tflop["network with adapter"] = count(lambda: unet(*row, added_cond_kwargs=added))
             tflop["forward and backward"] = count(lambda: unet(*row, added_cond_kwargs=added).sample.sum().backward())
-        early = strip(UNet2DConditionModel(**config["unet"]))
-        millions["trunk"] = size_of(early)
+        early = strip(parts(size)[0])
         with torch.no_grad():
             tflop["trunk"] = count(lambda: early_features(early, *row, added))
-    return {"setting": setting, "tflop_per_row": tflop, "millions": millions}
+    return {"setting": setting, "tflop_per_row": tflop, "millions": weigh(size)}
 
 
 def size_of(part: torch.nn.Module) -> float:

@@ -58,8 +58,9 @@ class HeldOut:
             return
         own = [rows[row] for row in self.ranks.share(len(rows)).rows]
         shape = self.policy.latent_shape(config.height, config.width)
-        for start in range(0, len(own), 16):
-            part = own[start : start + 16]
+        together = min(16, config.score_batch_size)
+        for start in range(0, len(own), together):
+            part = own[start : start + together]
             conditioning = self.policy.encode_prompts([prompt for _, prompt in part])
 
             def noise(step: int, part: list = part) -> Tensor:

@@ -91,7 +91,7 @@ def test_gpu_writes_its_tables_and_names_what_failed(models, tmp_path, monkeypat
             code = error.code
         return SimpleNamespace(returncode=code, stderr="first line\nlast line\n")
 
-    monkeypatch.setattr(gpu.subprocess, "run", here)
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=here, DEVNULL=None, PIPE=None))
     flags = ["--sizes", "tiny", "--out", str(tmp_path / "out"), "--device", "cpu", "--models", models, "--steps", "1"]
     flags += ["--dtype", "float32", "--repeats", "1", "--kept", "2", "--no-memory", "--no-compile"]
     assert gpu.main(flags) == 0

@@ -1,6 +1,5 @@
 """Settings that change speed and memory must change nothing else: layout, compilation, micro-batches, precision."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lpo.backbones import load_policy, pick_dtype, speed
+from lpo.backbones import latent_diffusion, load_policy, pick_dtype, speed
 from lpo.config import ConfigError, LPOConfig, LRMConfig, Policy, SampleConfig
 from lpo.lpo_trainer import LPOTrainer
 from lpo.lrm_trainer import LRMTrainer
@@ -160,8 +159,9 @@ def lrm_run(folder: Path, name: str, **changes) -> tuple[list[dict], LRMTrainer]
 
 
 def test_lrm_micro_batches_give_the_gradients_of_the_whole_batch(tmp_path):
-    whole, _ = lrm_run(tmp_path, "whole")
-    parts, _ = lrm_run(tmp_path, "parts", micro_batch_size=2)
+    whole, one = lrm_run(tmp_path, "whole")
+    parts, trainer = lrm_run(tmp_path, "parts", micro_batch_size=2)
+    assert (one.scored, trainer.scored) == (64, 4)  # a large batch without gradients would need more than the training
     for row, wanted in zip(parts, whole, strict=True):
         for name in ("loss", "margin", "grad_norm", "accuracy"):
             assert row[name] == pytest.approx(wanted[name], rel=2e-3, abs=1e-5), name
@@ -172,15 +172,26 @@ def test_lrm_trains_float32_weights_in_bfloat16(tmp_path):
     mixed, trainer = lrm_run(tmp_path, "mixed", dtype="bfloat16")
     seen = []
     trainer.lrm.trunk.parts["unet"].mid_block.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
-    next(iter(LRMTrainer.train(_one_more(trainer))))
+    trainer.steps += 1
+    next(trainer.train())
     assert set(seen) == {torch.bfloat16} and all(w.dtype == torch.float32 for w in trainer.weights.values())
     for row, wanted in zip(mixed, whole, strict=True):
         assert row["loss"] == pytest.approx(wanted["loss"], abs=0.1)
 
 
-def _one_more(trainer: LRMTrainer) -> LRMTrainer:
-    trainer.config = dataclasses.replace(trainer.config, steps=4)
-    return trainer
+def test_large_pictures_pass_the_vae_one_by_one(monkeypatch):
+    backbone, generator = load_policy(Policy(BASE), "cpu"), torch.Generator().manual_seed(0)
+    rows, size = [], backbone.latent_shape()
+    latents = torch.randn(3, *size, generator=generator)
+    backbone.vae.decoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    backbone.vae.encoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    together = backbone.decode(latents)
+    expected = backbone.encode(2 * together - 1)
+    monkeypatch.setattr(latent_diffusion, "VAE_AREA", 2 * size[1] * size[2] - 1)
+    torch.testing.assert_close(backbone.decode(latents), together)
+    for found, wanted in zip(backbone.encode(2 * together - 1), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert rows == [3, 3, 1, 1, 1, 1, 1, 1]
 
 
 def test_auto_precision_is_float32_on_a_cpu():
