@@ -21,8 +21,13 @@ import pyarrow.parquet as pq
 BLOCK = 2**16  # a snappy copy never reaches further back: every known compressor works in blocks of this size
 DICTIONARY, DATA, DATA_V2 = 2, 0, 3
 PLAIN, INDICES = 0, (2, 8)
+ENCODINGS = {5: "DELTA_BINARY_PACKED", 6: "DELTA_LENGTH_BYTE_ARRAY", 7: "DELTA_BYTE_ARRAY", 9: "BYTE_STREAM_SPLIT"}
 STREAMED = ("UNCOMPRESSED", "SNAPPY", "GZIP", "ZSTD", "BROTLI")
 BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, LookupError, zlib.error)  # what a damaged page raises
+
+
+class NotRead(Exception):
+    """What is not read here though the file is whole: a compression or encoding of large pages."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def pages(file: io.BufferedReader, chunk: pq.ColumnChunkMetaData) -> Iterator[Pa
 
 def values(path: Path, chunk: pq.ColumnChunkMetaData, depth: int, limit: int) -> Iterator[bytes | None]:
     """The values of a column of bytes, None for a missing one; of one longer than `limit` its first limit + 1 bytes.
-    `depth` is the column's maximum definition level. Raises one of BROKEN where the file is damaged."""
+    `depth` is the column's maximum definition level. Raises NotRead, or one of BROKEN where the file is damaged."""
     with path.open("rb") as file, path.open("rb") as heads, tempfile.TemporaryFile() as spool:
         known = array("Q", [0])  # where each entry of the dictionary ends in `spool`
         for page in pages(heads, chunk):
@@ -88,7 +93,10 @@ def _page(file, page: Page, codec: str, depth: int, limit: int, spool, known: ar
         levels = read(min(int.from_bytes(read(4), "little"), _most_levels(page)))
     defined = _runs(io.BytesIO(levels).read, depth.bit_length()) if depth else iter(lambda: depth, None)
     if page.encoding not in (PLAIN, *INDICES):
-        raise ValueError(f"encoding {page.encoding} is not read for pages of this size")
+        name = ENCODINGS.get(page.encoding)
+        if name is None:
+            raise ValueError(f"there is no encoding {page.encoding}")
+        raise NotRead(f"the encoding {name}")
     numbers: Iterator[int] | None = None
     for level in islice(defined, page.values):
         if level < depth:
@@ -151,7 +159,7 @@ def _stream(file: io.BufferedReader, page: Page, codec: str, skip: int) -> Calla
         source = pa.CompressedInputStream(pa.PythonFile(_Raw(raw), mode="r"), codec.lower())
         blocks = iter(lambda: source.read(BLOCK), b"")
     else:
-        raise ValueError(f"{codec} compression is not read for pages of this size")
+        raise NotRead(f"{codec} compression")
     return _exactly(blocks)
 
 

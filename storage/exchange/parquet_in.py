@@ -104,6 +104,11 @@ class Source:
                         yield row
         except ExchangeError:
             raise
+        except pages.NotRead as error:
+            raise ExchangeError(
+                f"{file.name} has {error} in pages of more than {LARGE // 2**20} MB, which is not read: write it again "
+                "in row groups of 100 rows, or with ZSTD compression and plain encoding."
+            ) from error
         except (*pages.BROKEN, StopIteration) as error:
             raise ExchangeError(
                 f"{file.name} is damaged ({str(error)[:100]}); the rows before the damage are imported."
