@@ -49,6 +49,7 @@ def create_app(lab: Lab) -> FastAPI:
         server_port=lab.settings.port,
         theme=ui.THEME,
         css=ui.CSS,
+        js=ui.JS,
         footer_links=[],
         run_history=False,
         ssr_mode=False,

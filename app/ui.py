@@ -35,6 +35,10 @@ footer { display: none !important; }
 .gradio-container :is(button, a):focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 .gradio-container :is([role=tab], .tq-row):focus-visible { outline-offset: -2px; }
 """
+# A double click starts one thing: buttons of the class events.ONCE do not hear its second half.
+JS = """() => document.addEventListener('click', (event) => {
+  if (event.detail > 1 && event.target.closest('button.once')) event.stopImmediatePropagation();
+}, true)"""
 
 
 def build_ui(lab: Lab) -> gr.Blocks:

@@ -12,6 +12,7 @@ from app.components.before_after import before_after
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
 from app.tabs import compare_curves, compare_form, compare_list, search_form
+from app.tabs.events import EVERY, LAST, ONCE, QUIET, in_turn, kept
 from lpo.export_card import plain
 from storage import comparisons as stored
 from storage.models import Comparison
@@ -28,13 +29,15 @@ def build(lab: Lab) -> None:
     with gr.Accordion("All comparisons", open=False, elem_id="compare-past") as past:
         listing = compare_list.build()
     title = gr.Markdown(elem_id="compare-title")
-    resume = gr.Button("Resume the sampling", size="sm", visible=False, elem_id="compare-resume")
+    resume = gr.Button("Resume the sampling", size="sm", visible=False, elem_id="compare-resume", elem_classes=ONCE)
     with gr.Column(visible=False, elem_id="compare-vote") as voting:
         picker = pair_picker(None, "compare-picker")
         with gr.Row(equal_height=True):
             standing = gr.Markdown(elem_id="compare-standing")
             peek = gr.Button("How does it stand?", size="sm", scale=0, min_width=160, elem_id="compare-peek")
-            finish = gr.Button("Show the verdict", size="sm", scale=0, min_width=150, elem_id="compare-finish")
+            finish = gr.Button(
+                "Show the verdict", size="sm", scale=0, min_width=150, elem_id="compare-finish", elem_classes=ONCE
+            )
             give_up = gr.Button("Give up blindness…", size="sm", scale=0, min_width=160, elem_id="compare-give-up")
         told = gr.Markdown(elem_id="compare-told")
         with gr.Row(visible=False, equal_height=True) as sure:
@@ -42,8 +45,9 @@ def build(lab: Lab) -> None:
                 "This ends the vote for good, without a verdict, and the list will say so. The votes stay labels."
             )
             yes = gr.Button(
-                "Give up, show who made what", variant="stop", size="sm", scale=0, min_width=240, elem_id="compare-sure"
-            )
+                "Give up, show who made what", variant="stop", size="sm", scale=0, min_width=240,
+                elem_id="compare-sure", elem_classes=ONCE,
+            )  # fmt: skip
             no = gr.Button("Go on voting", size="sm", scale=0, min_width=120)
     with gr.Column(visible=False, elem_id="compare-verdict") as out:
         words = gr.HTML(css_template=verdict.STYLE, apply_default_css=False, elem_id="compare-words")
@@ -85,26 +89,27 @@ def build(lab: Lab) -> None:
         row = comparisons.latest(lab) if comparison_id is None else None
         comparison_id = row.id if row else comparison_id
         wanted = compare_form.asked(lab)
-        a, b = (choices.BASE, wanted) if wanted else (a, b)
-        fresh = [*compare_form.refresh(lab, a, b, count), *search_form.refresh(lab, below, scorer)]
-        unfolded = comparison_id is None or wanted is not None
-        return *fresh, comparison_id, gr.Accordion(open=unfolded), *draw(lab, comparison_id, None)
+        fresh = [*compare_form.refresh(lab, a, b, count, wanted), *search_form.refresh(lab, below, scorer)]
+        unfold = gr.Accordion(open=True) if wanted else gr.Accordion(open=False) if row else gr.skip()
+        return *fresh, comparison_id, unfold, *draw(lab, comparison_id, None)
 
     def add_search(a, eta, *values):
         try:
             value = search_form.add(lab, *values)
         except ValueError as error:
             return gr.skip(), gr.skip(), gr.skip(), f"⚠️ {error}"
-        words = f"Policy B is **{plain(search_form.name_of(lab, value))}** now."
+        words, noise = f"Policy B is **{plain(search_form.name_of(lab, value))}** now.", gr.skip()
         if not eta and choices.split(value)[1]["method"] == "steps":
-            eta, words = 1.0, f"{words} eta is 1 for both, because siblings differ by their noise."
+            noise, words = 1.0, f"{words} eta is 1 for both, because siblings differ by their noise."
         known = choices.sampling_policies(lab)
-        return gr.Dropdown(known, value=a), gr.Dropdown(known, value=value), eta, words
+        return kept(known, a), gr.Dropdown(known, value=value), noise, words
 
     def forget_searches(a, b):
         choices.forget_searches(lab)
         known = choices.sampling_policies(lab)
-        return *(gr.Dropdown(known, value=choices.split(each)[0]) for each in (a, b)), "The searches are off the lists."
+        left = dict(map(reversed, known))
+        sides = (gr.Dropdown(known, **{} if v in left else {"value": choices.split(v)[0]}) for v in (a, b))
+        return *sides, "The searches are off the lists."
 
     def end(comparison_id, close):
         try:
@@ -134,7 +139,7 @@ def build(lab: Lab) -> None:
         sides = gr.Dropdown(known, value=a), strength_a, gr.Dropdown(known, value=b), strength_b
         return gr.Accordion(open=True), *sides, words, row.plan["sampler"].get("eta", 0.0)
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet = in_turn("compare")
     form.go.click(start, form.inputs, [chosen, form.note, fold, *panel], **quiet)
     fresh = [*form.fresh, *search.fresh]
     asked = [chosen, form.a, form.b, form.count, *search.fresh]
@@ -142,14 +147,14 @@ def build(lab: Lab) -> None:
     added = search.go.click(
         add_search, [form.a, form.eta, *search.inputs], [form.a, form.b, form.eta, search.told], **quiet
     )
-    added.then(lambda *values: compare_form.estimate(*values)[0], form.asked, form.note, **quiet)
+    added.then(compare_form.estimate, form.asked, form.note, **quiet, **LAST)
     search.forget.click(forget_searches, [form.a, form.b], [form.a, form.b, search.told], **quiet)
-    opened.then(lambda: compare_curves.lrm_choices(lab), None, curves.lrms, **quiet)
+    opened.then(lambda chosen: compare_curves.lrm_choices(lab, chosen), curves.lrms, curves.lrms, **QUIET, **LAST)
     picker.submit(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)
     timer.tick(lambda chosen, drawn: draw(lab, chosen, drawn), [chosen, drawn], panel, **quiet)
-    picked = listing.select(pick, None, chosen, **quiet)
-    picked.then(lambda chosen: draw(lab, chosen, None), chosen, panel, **quiet).then(
-        lambda: [gr.Accordion(open=False)] * 2, None, [past, fold], **quiet
+    picked = listing.select(pick, None, chosen, **quiet, **EVERY)
+    picked.then(lambda chosen: draw(lab, chosen, None), chosen, panel, **quiet, **LAST).then(
+        lambda: [gr.Accordion(open=False)] * 2, None, [past, fold], **quiet, **LAST
     )
     peek.click(look, chosen, told, **quiet)
     resume.click(go_on, chosen, panel, **quiet)

@@ -8,6 +8,7 @@ from app import choices, comparisons, jobs, traces
 from app.components.reward_plot import RewardPlot
 from app.figures import rewards
 from app.lab import Lab
+from app.tabs.events import in_turn
 from lpo.config import TraceConfig, from_dict, to_dict
 from storage import comparisons as stored
 
@@ -62,17 +63,18 @@ def connect(lab: Lab, curves: Curves, chosen: gr.State, drawn: gr.State) -> None
         prompts = stored.get_comparison(lab.store, comparison_id).plan["prompts"]
         return gr.Dropdown(prompts, value=prompts[0]), None, HELLO, gr.Timer(active=False)
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet = in_turn("compare-curves")
     inputs = [chosen, curves.prompt, curves.lrms]
     curves.go.click(trace, inputs, [curves.looking, *curves.shown], **quiet)
     curves.timer.tick(lambda request: draw(lab, request), curves.looking, curves.shown, **quiet)
     drawn.change(follow, [chosen, drawn], [curves.prompt, curves.looking, curves.status, curves.timer], **quiet)
 
 
-def lrm_choices(lab: Lab) -> gr.Dropdown:
-    """Fresh LRM choices, the newest one chosen."""
+def lrm_choices(lab: Lab, chosen: list[str]) -> gr.Dropdown:
+    """Fresh LRM choices; what was chosen stays if all of it still exists, else the newest one."""
     known = choices.lrms(lab)
-    return gr.Dropdown(known, value=[value for _, value in known[:1]])
+    values = [value for _, value in known]
+    return gr.Dropdown(known) if chosen and set(chosen) <= set(values) else gr.Dropdown(known, value=values[:1])
 
 
 def plan(lab: Lab, comparison_id: int, prompt: str | None, lrms: list[str], line: str) -> dict:

@@ -9,6 +9,7 @@ from app.comparisons import Side
 from app.lab import Lab
 from app.pairs import lines
 from app.tabs import search_form
+from app.tabs.events import ONCE, QUIET, in_turn, kept
 from storage import checkpoints, studies
 from storage.models import Comparison
 
@@ -21,6 +22,12 @@ HELLO = (
 )
 ASKED = "compare_policy"  # the setting by which the Train tab asks for a comparison
 HELD_OUT_COUNT = 30
+# As many votes as pairs, until somebody wants another number: the pairs of `estimate`, counted in the browser.
+PAIRS = """(source, count, seeds, own) => {
+  const lines = (own || '').split('\\n').map((line) => line.trim().replace(/\\s+/g, ' ')).filter(Boolean);
+  const prompts = source === 'OWN' ? new Set(lines).size : Math.trunc(count || 0);
+  return Math.max(0, prompts * Math.trunc(seeds || 0));
+}""".replace("OWN", OWN)
 SECONDS_A_PICTURE = 0.6  # 4 pictures x 20 steps in 2.5 s on two cores
 STEP_SEARCH_COST = 0.35  # of a candidate at every step, in plain samplings: an LRM is the early part of a network
 
@@ -77,14 +84,17 @@ def build() -> Form:
             eta = gr.Number(0.0, label="eta", min_width=80)
     search = search_form.build("compare")
     with gr.Row(equal_height=True):
-        note = gr.Markdown(estimate(HELD_OUT, 30, 1, "")[0], elem_id="compare-note")
-        go = gr.Button("Sample and vote", variant="primary", scale=0, min_width=220, elem_id="compare-go")
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        note = gr.Markdown(estimate(HELD_OUT, HELD_OUT_COUNT, 1, ""), elem_id="compare-note")
+        go = gr.Button(
+            "Sample and vote", variant="primary", scale=0, min_width=220, elem_id="compare-go", elem_classes=ONCE
+        )
     asked = [source, count, seeds, own, a, b]
-    gr.on([each.change for each in asked[:4]], estimate, asked, [note, votes], **quiet)
-    gr.on([a.input, b.input], lambda *values: estimate(*values)[0], asked, note, **quiet)
-    source.change(lambda s: (gr.Textbox(visible=s == OWN), gr.Number(visible=s != OWN)), source, [own, count], **quiet)
-    mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **quiet)
+    drawn = [each.change for each in asked[:4]]
+    gr.on(drawn, None, asked[:4], votes, js=PAIRS, **QUIET)  # here and now: no answer comes over a number typed since
+    turns = in_turn("compare")
+    gr.on([*drawn, a.input, b.input], estimate, asked, note, **turns)
+    source.change(lambda s: (gr.Textbox(visible=s == OWN), gr.Number(visible=s != OWN)), source, [own, count], **turns)
+    mode.change(lambda m: gr.Number(visible=m == FIXED), mode, votes, **QUIET)
     sides = [a, strength_a, more_a, more_strength_a, b, strength_b, more_b, more_strength_b]
     inputs = [*sides, source, count, own, seeds, mode, votes, steps, guidance, eta]
     return Form(a, strength_a, more_a, b, strength_b, more_b, count, eta, note, go, inputs, asked, search)
@@ -95,24 +105,31 @@ def _side(name: str) -> tuple[gr.Dropdown, gr.Slider]:
     label, elem_id = f"policy {name}", f"compare-{name.lower()}"
     with gr.Row(equal_height=True):
         policy = gr.Dropdown([("base", choices.BASE)], value=choices.BASE, label=label, scale=3, elem_id=elem_id)
-        strength = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="strength", scale=2, min_width=140)
+        strength = _strength("strength")
     return policy, strength
 
 
 def _more(name: str) -> tuple[gr.Dropdown, gr.Slider]:
     """A second adapter, stacked on the first."""
     more = gr.Dropdown([NONE], value="", label=f"on top of {name}", scale=2, min_width=140)
-    return more, gr.Slider(0.0, 2.0, value=1.0, step=0.05, label="its strength", scale=2, min_width=140)
+    return more, _strength("its strength")
 
 
-def estimate(source: str, count: float, seeds: float, own: str, a: str = "", b: str = "") -> tuple[str, int]:
-    """How many pairs this will be and about how long the sampling takes where it was measured; and as many votes."""
+def _strength(label: str) -> gr.Slider:
+    """From 0 to 2; a number beyond that becomes the nearest one as it is typed."""
+    slider = gr.Slider(0.0, 2.0, value=1.0, step=0.05, label=label, scale=2, min_width=140)
+    slider.input(None, slider, slider, js="typed => typed > 2 ? 2 : typed < 0 ? 0 : typed", **QUIET)
+    return slider
+
+
+def estimate(source: str, count: float, seeds: float, own: str, a: str = "", b: str = "") -> str:
+    """How many pairs this will be, and about how long the sampling takes where it was measured."""
     prompts = len(lines(own)) if source == OWN else int(count or 0)
     pairs = max(0, prompts * int(seeds or 0))
     seconds = pairs * SECONDS_A_PICTURE * (_times(a) + _times(b))
     time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
     many = "1 pair" if pairs == 1 else f"{pairs} pairs"
-    return f"{many} to vote on; with Scenes on two cores sampling takes about {time}.", pairs
+    return f"{many} to vote on; with Scenes on two cores sampling takes about {time}."
 
 
 def _times(value: str) -> float:
@@ -164,19 +181,23 @@ def asked(lab: Lab) -> str | None:
     return policy
 
 
-def refresh(lab: Lab, a: str, b: str, count: int) -> list:
-    """Values for `Form.fresh`; what was chosen stays if it still exists, else base and newest."""
+def refresh(lab: Lab, a: str, b: str, count: int, wanted: str | None = None) -> list:
+    """Values for `Form.fresh`: the base against `wanted`; else what was chosen stays if it still exists, else base and
+    newest."""
     heldout = len(studies.study_prompts(lab.store, lab.current_study().id, "heldout"))
     known, adapters = choices.sampling_policies(lab), choices.adapters(lab)
     values = [value for _, value in known]
     newest = values[1] if len(values) > 1 else choices.BASE
     top = gr.Dropdown([NONE, *adapters])
+    drawn = max(1, min(count or HELD_OUT_COUNT, heldout))
+    if wanted:
+        a, b = None, None
     return [
-        gr.Dropdown(known, value=a if a in values else choices.BASE),
-        gr.Dropdown(known, value=b if b in values and b != choices.BASE else newest),
+        kept(known, a),
+        kept(known, None if b == choices.BASE else b, wanted or newest),
         top,
         top,
-        max(1, min(count or HELD_OUT_COUNT, heldout)),
+        gr.skip() if drawn == count else drawn,
     ]
 
 

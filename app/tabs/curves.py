@@ -15,6 +15,7 @@ from app.components.reward_plot import RewardPlot
 from app.figures import rewards
 from app.lab import Lab
 from app.tabs import search_form
+from app.tabs.events import LAST, in_turn
 from lpo.config import ConfigError, TraceConfig, from_preset, to_dict
 from lpo.export_card import plain
 from storage import checkpoints, studies
@@ -52,6 +53,7 @@ def build(lab: Lab) -> None:
     search = search_form.build("curves")
     form = forms.build(start, leave_out=("lrm", "prompt", "seeds"), first=())
     looking = gr.State(None)
+    filled = gr.State(None)  # the study whose last choice the form was given; from then on it is the person's
     timer = gr.Timer(0.4, active=False)
 
     def trace(page: gr.Request, prompt, seeds, policies, lrms, show, *values):
@@ -66,20 +68,19 @@ def build(lab: Lab) -> None:
     def tick(request, show):
         return draw(lab, request, show)
 
-    def enter(below, scorer):
-        """What the tab shows when it is opened: the last choice, as far as it still exists, and its curves."""
-        last = last_choice(lab)
-        known_policies, known_lrms = choices.sampling_policies(lab), choices.lrms(lab)
-        chosen = [v for v in last.get("policies", []) if v in dict(map(reversed, known_policies))] or [choices.BASE]
-        scoring = [v for v in last.get("lrms", []) if v in dict(map(reversed, known_lrms))]
-        scoring = scoring or [v for _, v in known_lrms[:1]]
-        text = last.get("prompt") or example_prompt(lab, "")
+    def enter(filled, policies, lrms, below, scorer):
+        """Fresh choices, and at the first visit or if the Train tab asks for it, the last choice."""
+        last, study = last_choice(lab), lab.current_study().id
+        fill = filled != study or last.get("go", False)
+        if fill:
+            policies, lrms = last.get("policies", []), last.get("lrms", [])
+        known = choices.sampling_policies(lab), choices.lrms(lab)
         return (
-            text,
-            last.get("seeds") or "0 1 2",
-            gr.Dropdown(known_policies, value=chosen),
-            gr.Dropdown(known_lrms, value=scoring),
+            (last.get("prompt") or example_prompt(lab, "")) if fill else gr.skip(),
+            (last.get("seeds") or "0 1 2") if fill else gr.skip(),
+            *(_still(options, chosen, fill) for options, chosen in zip(known, (policies, lrms), strict=True)),
             *search_form.refresh(lab, below, scorer),
+            study,
         )
 
     def add_search(policies, *values):
@@ -95,15 +96,14 @@ def build(lab: Lab) -> None:
         left = [value for value in policies if choices.split(value)[1] is None]
         return gr.Dropdown(choices.sampling_policies(lab), value=left), "The searches are off the lists."
 
+    turns = in_turn("curves")
     shown = [status, plot, timer]
     inputs = [prompt, seeds, policies, lrms, siblings, *form.inputs]
     for event in (go.click, prompt.submit, seeds.submit):
-        event(trace, inputs, [looking, *shown], show_progress="hidden", api_visibility="private")
-    timer.tick(tick, [looking, siblings], shown, show_progress="hidden", api_visibility="private")
-    siblings.change(tick, [looking, siblings], shown, show_progress="hidden", api_visibility="private")
-    other.click(
-        lambda text: example_prompt(lab, text), prompt, prompt, show_progress="hidden", api_visibility="private"
-    )
+        event(trace, inputs, [looking, *shown], **turns)
+    timer.tick(tick, [looking, siblings], shown, **turns)
+    siblings.change(tick, [looking, siblings], shown, **turns)
+    other.click(lambda text: example_prompt(lab, text), prompt, prompt, **turns)
 
     def look(page: gr.Request, show, *given):
         """The curves of the last request; "Look at its curves" of the Train tab asks for new ones."""
@@ -114,17 +114,19 @@ def build(lab: Lab) -> None:
         request = last.get("request")
         return request, *draw(lab, request, show)
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    search.go.click(add_search, [policies, *search.inputs], [policies, search.told], **quiet)
-    search.forget.click(forget_searches, policies, [policies, search.told], **quiet)
-    opened = tab.select(enter, search.fresh, [prompt, seeds, policies, lrms, *search.fresh], **quiet)
-    opened.then(
-        look,
-        [siblings, prompt, seeds, policies, lrms, *form.inputs],
-        [looking, *shown],
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    search.go.click(add_search, [policies, *search.inputs], [policies, search.told], **turns)
+    search.forget.click(forget_searches, policies, [policies, search.told], **turns)
+    entering = [filled, policies, lrms, *search.fresh]
+    opened = tab.select(enter, entering, [prompt, seeds, policies, lrms, *search.fresh, filled], **turns)
+    opened.then(look, [siblings, prompt, seeds, policies, lrms, *form.inputs], [looking, *shown], **turns, **LAST)
+
+
+def _still(options: list[tuple[str, str]], chosen: list[str], fill: bool) -> gr.Dropdown:
+    """Fresh choices for a list to choose several from. It is given a value, what is left of `chosen` or else the first,
+    only if it is to be filled or something chosen is gone."""
+    values = [value for _, value in options]
+    left = [value for value in chosen if value in values]
+    return gr.Dropdown(options, value=left or values[:1]) if fill or left != chosen else gr.Dropdown(options)
 
 
 def plan(

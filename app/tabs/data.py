@@ -11,6 +11,7 @@ from app import story
 from app.components.browser import browser
 from app.lab import Lab
 from app.tabs import data_exchange, data_filter
+from app.tabs.events import EVERY, LAST, in_turn, kept
 from storage import browse, numbers, stories, studies
 
 KINDS = ("Pictures", "Pairs", "Labels")
@@ -33,7 +34,8 @@ def build(lab: Lab) -> None:
         text = gr.Textbox(
             placeholder="Words of the prompt", show_label=False, container=False, scale=3, elem_id="data-text"
         )
-        study = gr.Dropdown([("all studies", 0)], value=0, show_label=False, container=False, scale=2, min_width=150)
+        every = ("all studies", 0)
+        study = gr.Dropdown([every], value=None, show_label=False, container=False, scale=2, min_width=150)
     splits = [("any", "any"), ("train", "train"), ("held-out", "heldout")]
     with gr.Accordion("More filters", open=False, elem_id="data-filters"):
         with gr.Row():
@@ -55,7 +57,7 @@ def build(lab: Lab) -> None:
             items = browser("data-browser")
         with gr.Column(scale=2, min_width=320):
             detail = gr.HTML(HINT, css_template=story.STYLE, apply_default_css=False, elem_id="data-detail")
-    exchange = data_exchange.build(lab)
+    exchange_opened = data_exchange.build(lab)
     filter_opened = data_filter.build(lab)
 
     filters = [kind, text, study, annotator, who, choice, split, origin, since, until]
@@ -69,11 +71,12 @@ def build(lab: Lab) -> None:
 
     def enter(study_id):
         people = [("anyone", 0), *((row.name, row.id) for row in studies.list_annotators(lab.store))]
-        known = [(row.name, row.id) for row in lab.studies()]
-        chosen = study_id if study_id in dict(map(reversed, known)) else lab.current_study().id
+        known = [every, *((row.name, row.id) for row in lab.studies())]
+        current = lab.current_study().id
+        stays = study_id in dict(map(reversed, known))
         return (
-            overview(lab, chosen),
-            gr.Dropdown([("all studies", 0), *known], value=chosen),
+            overview(lab, (study_id if stays else current) or None),
+            kept(known, study_id, current),
             gr.Dropdown(people),
             gr.Dropdown(["any", *sorted({*browse.ORIGINS, "generated"})]),
         )
@@ -85,15 +88,15 @@ def build(lab: Lab) -> None:
         found = stories.picture_story(lab.store, int(event.item))
         return story.picture_html(found) if found else HINT
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet = in_turn("data")
     gr.on([f.change for f in filters], lambda *values: look(0, *values), filters, shown, **quiet)
     study.change(lambda chosen: overview(lab, chosen or None), study, head, **quiet)
     back.click(lambda number, *values: look(number - 1, *values), [page, *filters], shown, **quiet)
     on.click(lambda number, *values: look(number + 1, *values), [page, *filters], shown, **quiet)
-    items.select(tell, None, detail, **quiet)
+    items.select(tell, None, detail, **quiet, **EVERY)
     opened = tab.select(enter, study, [head, study, annotator, origin], **quiet)
-    opened.then(look, [page, *filters], shown, **quiet)
-    opened.then(exchange.refresh, None, exchange.outputs, **quiet)
+    opened.then(look, [page, *filters], shown, **quiet, **LAST)
+    exchange_opened(opened)
     filter_opened(opened)
 
 

@@ -3,7 +3,7 @@
 Uploads are hostile: a file goes into a folder of our own naming, and `storage/exchange` checks every row.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from html import escape
 
 import gradio as gr
@@ -11,6 +11,7 @@ import gradio as gr
 from app import jobs, uploads
 from app.lab import Lab
 from app.story import megabytes
+from app.tabs.events import EVERY, LAST, ONCE, in_turn, kept
 from storage.jobs import JobError
 
 FORMATS = [("JSONL and pictures (zip)", "zip"), ("Pick-a-Pic parquet", "parquet")]
@@ -38,28 +39,14 @@ button:hover { border-color: var(--color-accent); }
 """
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """Handles that the tab refreshes when it is opened."""
-
-    lab: Lab
-    outputs: list
-
-    def refresh(self) -> list:
-        """Fresh study choices, the list of jobs, and whether to keep polling."""
-        known = [(row.name, row.id) for row in self.lab.studies()]
-        current = self.lab.current_study().id
-        return [gr.Dropdown(known, value=current), gr.Dropdown([NEW, *known]), *progress(self.lab)]
-
-
-def build(lab: Lab) -> Exchange:
-    """The section at the foot of the tab."""
+def build(lab: Lab) -> Callable:
+    """The section at the foot of the tab; returns `opened(event)`, which refreshes it after an event of the tab."""
     with gr.Accordion("Export and import", open=False, elem_id="data-exchange"):
         with gr.Row():
             with gr.Column(min_width=320):
                 out_study = gr.Dropdown([], label="study to export", elem_id="data-export-study")
                 format_ = gr.Radio(FORMATS, value="zip", label="format", elem_id="data-export-format")
-                out = gr.Button("Export", elem_id="data-export")
+                out = gr.Button("Export", elem_id="data-export", elem_classes=ONCE)
             with gr.Column(min_width=320):
                 with gr.Row():
                     into = gr.Dropdown([NEW], value=0, label="import into", elem_id="data-import-study")
@@ -79,7 +66,7 @@ def build(lab: Lab) -> Exchange:
                     max_lines=1,
                     elem_id="data-import-path",
                 )
-                bring = gr.Button("Import", elem_id="data-import")
+                bring = gr.Button("Import", elem_id="data-import", elem_classes=ONCE)
         note = gr.Markdown(elem_id="data-exchange-note")
         listing = gr.HTML(css_template=STYLE, js_on_load=SELECT, apply_default_css=False, elem_id="data-jobs")
     timer = gr.Timer(1.0, active=False)
@@ -105,12 +92,18 @@ def build(lab: Lab) -> Exchange:
             gr.Warning(str(error))
         return progress(lab)
 
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    def refresh(study_id, into_id):
+        """Fresh study choices, the list of jobs, and whether to keep polling."""
+        known = [(row.name, row.id) for row in lab.studies()]
+        return kept(known, study_id, lab.current_study().id), kept([NEW, *known], into_id), *progress(lab)
+
+    quiet = in_turn("data-exchange")
     out.click(export, [out_study, format_], [note, listing, timer], **quiet)
     bring.click(bring_in, [upload, path, into, base], [note, upload, path, listing, timer], **quiet)
-    listing.select(act, None, [listing, timer], **quiet)
+    listing.select(act, None, [listing, timer], **quiet, **EVERY)
     timer.tick(lambda: progress(lab), None, [listing, timer], **quiet)
-    return Exchange(lab, [out_study, into, listing, timer])
+    fresh = [out_study, into]
+    return lambda event: event.then(refresh, fresh, [*fresh, listing, timer], **quiet, **LAST)
 
 
 def start_export(lab: Lab, study_id: int | None, kind: str) -> str:

@@ -16,6 +16,7 @@ from app.components.reward_plot import RewardPlot
 from app.filter_html import GATE_HEAD, START, STYLE, pairs_html, state_html
 from app.filter_html import words as told_words
 from app.lab import Lab
+from app.tabs.events import EVERY, LAST, ONCE, QUIET, in_turn, kept
 from storage import filters, gaps, mpcf
 from storage.data_models import GAP_COLUMNS
 
@@ -56,9 +57,7 @@ def build(lab: Lab) -> Callable:
 
     inputs = [*gates, keep_ties, distance, name]
     shown = [state, plot, pairs]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    # One at a time and in the order of the clicks: a slow preview never lands on the answer to a later click.
-    turns = quiet | {"concurrency_id": "data-filter", "concurrency_limit": 1}
+    turns = in_turn("data-filter")
 
     def look(study_id, gap_set, *values):
         try:
@@ -85,27 +84,26 @@ def build(lab: Lab) -> Callable:
     fill = f"(which, ...now) => ({json.dumps(rules)})[which] ?? now"
     own = f"name => [{json.dumps(MINE)}, name in {json.dumps(rules)} ? {json.dumps(MINE_NAME)} : name]"
     edited = [each.input for each in inputs[:-1]]
-    preset.input(None, [preset, *inputs], inputs, js=fill, **quiet).then(look, [study, chosen, *inputs], shown, **turns)
-    gr.on(edited, None, name, [preset, name], js=own, **quiet)  # an edited rule is no published one any more
-    gr.on(edited, look, [study, chosen, *inputs], shown, **turns)
-    chosen.change(look, [study, chosen, *inputs], shown, **turns)
-    study.input(sets, study, chosen, **turns).then(look, [study, chosen, *inputs], shown, **turns)
+    looking = {"fn": look, "inputs": [study, chosen, *inputs], "outputs": shown, **turns, **LAST}
+    preset.input(None, [preset, *inputs], inputs, js=fill, **QUIET).then(**looking)
+    gr.on(edited, None, name, [preset, name], js=own, **QUIET)  # an edited rule is no published one any more
+    gr.on(edited, **looking)
+    chosen.change(**looking)
+    study.input(sets, study, chosen, **turns, **EVERY).then(**looking)
     apply.click(lambda s, g, *v: switch(s, g, True, *v), [study, chosen, *inputs], shown, **turns)
     remove.click(lambda s, g, *v: switch(s, g, False, *v), [study, chosen, *inputs], shown, **turns)
 
     def refresh(study_id, gap_set):
         """Studies and gap sets, which other tabs and jobs change."""
         known = [(row.name, row.id) for row in lab.studies()]
-        study_id = study_id if study_id in dict(map(reversed, known)) else lab.current_study().id
-        listed = [(row.name, row.id) for row in gaps.list_sets(lab.store, study_id)]
-        if gap_set not in dict(map(reversed, listed)):
-            gap_set = listed[0][1] if listed else None
-        return gr.Dropdown(known, value=study_id), gr.Dropdown(listed, value=gap_set)
+        current = lab.current_study().id
+        sets_of = study_id if study_id in dict(map(reversed, known)) else current
+        listed = [(row.name, row.id) for row in gaps.list_sets(lab.store, sets_of)]
+        return kept(known, study_id, current), kept(listed, gap_set)
 
     def opened(event):
         """After `event`: fresh choices, then the preview."""
-        fresh = event.then(refresh, [study, chosen], [study, chosen], **turns)
-        return fresh.then(look, [study, chosen, *inputs], shown, **turns)
+        return event.then(refresh, [study, chosen], [study, chosen], **turns, **LAST).then(**looking)
 
     return opened
 
@@ -168,12 +166,12 @@ def _sources(lab: Lab, study: gr.Dropdown) -> None:
     with gr.Accordion("Get score gaps", open=False, elem_id="filter-sources"):
         imported = gr.Dropdown([], label="import that the CSV belongs to, row by row", elem_id="filter-import")
         file = gr.File(label="CSV of score gaps", file_types=[".csv"], height=130, elem_id="filter-csv")
-        join = gr.Button("Join", size="sm", elem_id="filter-join")
+        join = gr.Button("Join", size="sm", elem_id="filter-join", elem_classes=ONCE)
         boxes = [gr.Textbox(label=label, max_lines=1, elem_id=f"filter-{key}") for key, label in FIELDS]
-        compute = gr.Button("Compute them here", size="sm", elem_id="filter-compute")
+        compute = gr.Button("Compute them here", size="sm", elem_id="filter-compute", elem_classes=ONCE)
         note = gr.Markdown(elem_id="filter-note")
     told = "Queued; its progress is in the list of *Export and import*. Open this tab again when it is done."
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    turns = in_turn("filter-sources")
 
     def imports(study_id):
         rows = gaps.list_imports(lab.store, study_id) if study_id else []
@@ -194,9 +192,9 @@ def _sources(lab: Lab, study: gr.Dropdown) -> None:
             return f"⚠️ {error}"
         return told
 
-    study.change(imports, study, imported, **quiet)
-    join.click(joined, [file, imported, study], note, **quiet)
-    compute.click(computed, [study, *boxes], note, **quiet)
+    study.change(imports, study, imported, **turns)
+    join.click(joined, [file, imported, study], note, **turns)
+    compute.click(computed, [study, *boxes], note, **turns)
 
 
 def start_csv(lab: Lab, path: str | None, import_id: int | None, study_id: int) -> str:

@@ -9,11 +9,11 @@ from gradio.context import Context
 from app import choices, pairs
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
+from app.tabs.events import EVERY, ONCE, in_turn, kept
 from lpo.export_card import plain
 from storage import StorageError
 from storage import jobs as queue
 
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 SPLIT = (
     "About one prompt in five is held out, decided by a hash of its text: labels on held-out prompts test the reward "
     "model and never train it."
@@ -33,19 +33,14 @@ def build(lab: Lab) -> None:
     def enter(a, b):
         """What changes while the tab is not looked at: checkpoints and the current study."""
         known = choices.sampling_policies(lab)
-        values = [value for _, value in known]
         current = lab.current_study()
         options = [(row.name, row.id) for row in lab.studies()]
-        return (
-            {"study": current.id},
-            gr.Dropdown(known, value=a if a in values else choices.BASE),
-            gr.Dropdown(known, value=b if b in values else choices.BASE),
-            gr.Dropdown(options, value=current.id),
-            describe(lab),
-        )
+        study = gr.Dropdown(options, value=current.id)
+        return {"study": current.id}, kept(known, a), kept(known, b), study, describe(lab)
 
-    tab.select(enter, [first, second], [picker, first, second, study, about], **QUIET)
-    study.focus(lambda: gr.Dropdown([(row.name, row.id) for row in lab.studies()]), None, study, **QUIET)
+    turns = in_turn("label-study")
+    tab.select(enter, [first, second], [picker, first, second, study, about], **turns)
+    study.focus(lambda: gr.Dropdown([(row.name, row.id) for row in lab.studies()]), None, study, **turns)
 
 
 def describe(lab: Lab) -> str:
@@ -78,7 +73,9 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
     with gr.Row(equal_height=True):
         told = gr.Markdown(elem_id="label-told")
         stop = gr.Button("Stop", visible=False, scale=0, min_width=100)
-        go = gr.Button("Make these pairs", variant="primary", scale=0, min_width=200, elem_id="label-make")
+        go = gr.Button(
+            "Make these pairs", variant="primary", scale=0, min_width=200, elem_id="label-make", elem_classes=ONCE
+        )
     timer = gr.Timer(1.0, active=False)
 
     def make(text, each, first, second, steps, guidance, eta):
@@ -102,9 +99,10 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
             return f"⚠️ {error}"
         return "Stopping after the pictures in hand."
 
-    go.click(make, [text, each, first, second, steps, guidance, eta], [job, told, timer, stop], **QUIET)
-    timer.tick(tick, job, [told, timer, stop], **QUIET)
-    stop.click(end, job, told, **QUIET)
+    turns = in_turn("label-pairs")
+    go.click(make, [text, each, first, second, steps, guidance, eta], [job, told, timer, stop], **turns)
+    timer.tick(tick, job, [told, timer, stop], **turns)
+    stop.click(end, job, told, **turns)
     return first, second
 
 
@@ -143,14 +141,17 @@ def _studies_form(lab: Lab, picker: gr.HTML) -> tuple[gr.Dropdown, gr.Markdown]:
             )
         with gr.Row(equal_height=True):
             told = gr.Markdown(SPLIT, elem_id="label-new-told")
-            go = gr.Button("Create the study", variant="primary", scale=0, min_width=200, elem_id="label-new-go")
+            go = gr.Button(
+                "Create the study", variant="primary", scale=0, min_width=200, elem_id="label-new-go",
+                elem_classes=ONCE,
+            )  # fmt: skip
 
     def choose(study_id):
         try:
             row = lab.choose_study(int(study_id))
         except (TypeError, ValueError) as error:
-            return gr.skip(), f"⚠️ {error}"
-        return {"study": row.id}, describe(lab)
+            return gr.skip(), f"⚠️ {error}", lab.current_study().id
+        return {"study": row.id}, describe(lab), row.id
 
     def create(name, base, question, text, file):
         try:
@@ -163,6 +164,7 @@ def _studies_form(lab: Lab, picker: gr.HTML) -> tuple[gr.Dropdown, gr.Markdown]:
             line += " With so few prompts one side is empty; add prompts before you train."
         return {"study": row.id}, gr.Dropdown(options, value=row.id), describe(lab), line
 
-    study.input(choose, study, [picker, about], **QUIET)
-    go.click(create, [name, base, question, text, file], [picker, study, about, told], **QUIET)
+    turns = in_turn("label-study")
+    study.input(choose, study, [picker, about, study], **turns, **EVERY)
+    go.click(create, [name, base, question, text, file], [picker, study, about, told], **turns)
     return study, about

@@ -6,6 +6,7 @@ import gradio as gr
 
 from app import choices
 from app.lab import Lab
+from app.tabs.events import QUIET, kept
 from lpo.config import ConfigError
 
 METHODS = [("best of N pictures", "best-of-n"), ("best sibling at every step", "steps")]
@@ -51,18 +52,13 @@ def build(name: str) -> SearchForm:
             forget = gr.Button("Forget all", size="sm", min_width=80, scale=0, elem_id=f"{name}-search-forget")
         told = gr.Markdown(elem_id=f"{name}-search-told")
     windowed = lambda m: [gr.Number(visible=m == "steps")] * 2  # noqa: E731
-    method.change(windowed, method, [low, high], show_progress="hidden", api_visibility="private")
+    method.change(windowed, method, [low, high], **QUIET)
     return SearchForm(below, scorer, [below, method, scorer, count, low, high], go, forget, told)
 
 
 def refresh(lab: Lab, below: str, scorer: str | None) -> list:
     """Values for `SearchForm.fresh`; what was chosen stays if it still exists."""
-    policies, lrms = choices.policies(lab), choices.lrms(lab)
-    known = [value for _, value in lrms]
-    return [
-        gr.Dropdown(policies, value=below if below in dict(map(reversed, policies)) else choices.BASE),
-        gr.Dropdown(lrms, value=scorer if scorer in known else next(iter(known), None)),
-    ]
+    return [kept(choices.policies(lab), below), kept(choices.lrms(lab), scorer)]
 
 
 def add(lab: Lab, below: str, method: str, scorer: str | None, count, low, high) -> str:

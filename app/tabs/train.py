@@ -5,12 +5,15 @@ A button only writes a job row; everything shown is read from the storage and th
 leave and come back, and the training does not care.
 """
 
+import json
+
 import gradio as gr
 from gradio.context import Context
 
 from app import choices, forms, jobs, training
 from app.lab import Lab
 from app.tabs import train_models, train_queue
+from app.tabs.events import LAST, ONCE, QUIET, in_turn, kept
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
 from storage import numbers
 
@@ -44,21 +47,21 @@ def build(lab: Lab) -> None:
         counts = numbers.counts(lab.store, lab.current_study().id)
         return (
             training.sufficiency(counts, bool(lrms)),
-            _keep([*lrms, FRESH], init),
-            _keep(policies, policy),
-            _keep(lrms, lrm if latest == newest else latest),
+            kept([*lrms, FRESH], init),
+            kept(policies, policy),
+            kept(lrms, lrm if latest == newest else None),
             latest,
-            gr.Dropdown(**_device_choices(lab, lrm_count)),
-            gr.Dropdown(**_device_choices(lab, lpo_count)),
+            _devices(lab, lrm_count),
+            _devices(lab, lpo_count),
         )
 
     # From the page, as the chosen LRM is: a gr.State would be ahead of a choice that is still on its way.
     newest = gr.Textbox(visible=False)
     pickers = [lrm_init, lpo_policy, lpo_lrm, newest, lrm_devices, lpo_devices]
-    offered = {"fn": enter, "inputs": pickers, "outputs": [enough, *pickers]}
-    entered = tab.select(**offered, show_progress="hidden", api_visibility="private")
+    offered = {"fn": enter, "inputs": pickers, "outputs": [enough, *pickers], **in_turn("train-offered")}
+    entered = tab.select(**offered)
     for form in (first, second):  # an LRM may have been finished while its own form was looked at
-        form.select(**offered, show_progress="hidden", api_visibility="private")
+        form.select(**offered)
     for event in (entered, lrm_start, lpo_start):
         refresh(event)
     lrm_told(entered)
@@ -66,23 +69,18 @@ def build(lab: Lab) -> None:
     imported(entered)
 
 
-def _keep(options: list[tuple[str, str]], value: str | None) -> gr.Dropdown:
-    """A dropdown's new choices; its value stays if it is still among them."""
-    values = [v for _, v in options]
-    return gr.Dropdown(options, value=value if value in values else (values[0] if values else None))
-
-
-def _device_choices(lab: Lab, value: int) -> dict:
+def _devices(lab: Lab, value: int) -> gr.Dropdown:
     """What the dropdown of devices offers. It is shown only where there is a choice."""
     count = jobs.devices(lab)
-    return {"choices": list(range(1, count + 1)), "value": min(value, count), "visible": count > 1}
+    offered = {"choices": list(range(1, count + 1)), "visible": count > 1}
+    return gr.Dropdown(**offered) if value <= count else gr.Dropdown(value=count, **offered)
 
 
 def _device_picker(lab: Lab, kind: str) -> gr.Dropdown:
+    count = jobs.devices(lab)
     return gr.Dropdown(
-        label="GPUs", info="that train together; batches stay as large", scale=7, elem_id=f"{kind}-devices",
-        min_width=110,
-        **_device_choices(lab, 1),
+        list(range(1, count + 1)), value=1, visible=count > 1, label="GPUs", scale=7, min_width=110,
+        info="that train together; batches stay as large", elem_id=f"{kind}-devices",
     )  # fmt: skip
 
 
@@ -143,7 +141,7 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
     """
     with gr.Row():
         cost = gr.Markdown(elem_id=f"{kind}-cost", elem_classes="beside-button")
-        start = gr.Button(label, variant="primary", scale=0, min_width=190, elem_id=f"{kind}-start")
+        start = gr.Button(label, variant="primary", scale=0, min_width=190, elem_id=f"{kind}-start", elem_classes=ONCE)
     told = gr.Markdown(elem_id=f"{kind}-told")  # of the button alone: an estimate that comes late must not cover it
     with gr.Accordion("The same on the command line", open=False):
         line = gr.Textbox(
@@ -176,10 +174,13 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
 
     inputs = [devices, *pickers, *form.inputs]
     changed = [component.change for component in [preset, *inputs]]
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on(changed, tell, [preset, *inputs], [cost, line], trigger_mode="always_last", **quiet)
-    preset.input(lambda name: form.show(from_preset(CONFIGS[kind], name)), preset, list(form.inputs), **quiet)
-    # In the browser, at once: a warning about a setting goes when the setting changes, however busy the server is.
-    gr.on([each.input for each in [preset, *inputs]], None, None, told, js="() => ''", **quiet)
-    started = start.click(begin, inputs, [told, chosen], **quiet)
-    return started, lambda event: event.then(tell, [preset, *inputs], [cost, line], **quiet)
+    telling = {"fn": tell, "inputs": [preset, *inputs], "outputs": [cost, line], **LAST}
+    telling |= in_turn(f"{kind}-tell")
+    gr.on(changed, **telling)
+    # In the browser, at once, however busy the server is: the button starts the preset that was just chosen, no answer
+    # comes over what is typed meanwhile, and a warning about a setting goes when the setting changes.
+    shown = {name: form.show(from_preset(CONFIGS[kind], name)) for name in PRESETS[kind]}
+    preset.input(None, preset, list(form.inputs), js=f"name => ({json.dumps(shown)})[name]", **QUIET)
+    gr.on([each.input for each in [preset, *inputs]], None, None, told, js="() => ''", **QUIET)
+    started = start.click(begin, inputs, [told, chosen], **in_turn(train_queue.TURN))
+    return started, lambda event: event.then(**telling)

@@ -6,6 +6,7 @@ import gradio as gr
 
 from app import models
 from app.lab import Lab
+from app.tabs.events import EVERY, LAST, ONCE, QUIET, in_turn, kept
 
 STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
@@ -14,7 +15,6 @@ td { padding: 6px 10px 6px 0; border-top: 1px solid var(--border-color-primary);
 td:first-child { width: 30%; }
 small { color: var(--body-text-color-subdued); }
 """
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 HELLO = (
     "A LoRA of another tool (kohya or diffusers layout), an LRM of the official code, or a merged UNet such as the "
     "published LPO models: name where it lies on the machine that the lab runs on. It is checked against the study's "
@@ -29,7 +29,9 @@ def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab) -> None:
         layout = gr.Dropdown([], label="format", scale=3, min_width=170, elem_id="export-format")
         dtype = gr.Dropdown(models.DTYPES, value="float16", label="precision", scale=2, min_width=110)
     with gr.Row(equal_height=True):
-        go = gr.Button("Export", variant="primary", size="sm", scale=0, min_width=160, elem_id="export-go")
+        go = gr.Button(
+            "Export", variant="primary", size="sm", scale=0, min_width=160, elem_id="export-go", elem_classes=ONCE
+        )
         alone = gr.Checkbox(False, label="without the adapters that it was trained on top of", container=False)
     note = gr.Markdown(elem_id="export-note")
     listing = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="export-list")
@@ -38,14 +40,12 @@ def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab) -> None:
     def fill(job_id, value, format_):
         rows = models.of_run(lab, job_id)
         kind = rows[0].kind if rows else "adapter"
-        names, formats = [(row.name, row.id) for row in rows], models.FORMATS[kind]
         below = any(row.meta.get("policy", {}).get("adapters") for row in rows)
-        ids = [row.id for row in rows]
         return (
-            gr.Dropdown(names, value=value if value in ids else next(iter(ids), None)),
-            gr.Dropdown(formats, value=format_ if format_ in dict(map(reversed, formats)) else formats[0][1]),
+            kept([(row.name, row.id) for row in rows], value),
+            kept(models.FORMATS[kind], format_),
             gr.Dropdown(visible=kind == "adapter"),
-            gr.Checkbox(visible=below, value=False),
+            gr.Checkbox(visible=True) if below else gr.Checkbox(visible=False, value=False),
             "" if rows else "Nothing was saved yet; checkpoints can be exported from their first one on.",
             *state(job_id),
         )
@@ -62,9 +62,10 @@ def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab) -> None:
         return "", *state(job_id)
 
     filled = [which, layout, dtype, alone, note, listing, timer]
-    gr.on([tab.select, chosen.change], fill, [chosen, which, layout], filled, **QUIET)
-    go.click(begin, [chosen, which, layout, dtype, alone], [note, listing, timer], **QUIET)
-    timer.tick(state, chosen, [listing, timer], **QUIET)
+    turns = in_turn("train-export")
+    gr.on([tab.select, chosen.change], fill, [chosen, which, layout], filled, **turns, **EVERY)
+    go.click(begin, [chosen, which, layout, dtype, alone], [note, listing, timer], **turns)
+    timer.tick(state, chosen, [listing, timer], **turns)
 
 
 def import_form(lab: Lab) -> Callable:
@@ -81,7 +82,7 @@ def import_form(lab: Lab) -> Callable:
         base = gr.Textbox(label="its base model, if not the study's", placeholder="as the study", visible=False,
                           info="an official LRM brings no tokenizer: it takes its base's", max_lines=1)  # fmt: skip
         with gr.Row():
-            go = gr.Button("Check and add", size="sm", scale=0, min_width=160, elem_id="import-go")
+            go = gr.Button("Check and add", size="sm", scale=0, min_width=160, elem_id="import-go", elem_classes=ONCE)
         note = gr.Markdown(elem_id="import-note")
         listing = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="import-list")
     timer = gr.Timer(1.0, active=False)
@@ -98,6 +99,7 @@ def import_form(lab: Lab) -> Callable:
         return "", "", "", *state()
 
     kind.change(lambda value: gr.Textbox(visible=value == "lrm"), kind, base, **QUIET)
-    gr.on([go.click, path.submit], begin, [kind, path, name, base], [note, path, name, listing, timer], **QUIET)
-    timer.tick(state, None, [listing, timer], **QUIET)
-    return lambda event: event.then(state, None, [listing, timer], **QUIET)
+    turns = in_turn("train-import")
+    gr.on([go.click, path.submit], begin, [kind, path, name, base], [note, path, name, listing, timer], **turns)
+    timer.tick(state, None, [listing, timer], **turns)
+    return lambda event: event.then(state, None, [listing, timer], **turns, **LAST)

@@ -11,10 +11,12 @@ from app import choices, jobs, training_figures
 from app.components.reward_plot import RewardPlot
 from app.lab import Lab
 from app.tabs import compare_form, curves, train_models
+from app.tabs.events import EVERY, LAST, ONCE, in_turn
 from app.training_html import STYLE, head_html, list_html, pictures_html
 from storage.jobs import JobError
 
 POLL_SECONDS = 1.0
+TURN = "train-queue"  # a click on another training must not be undone by the answer to a poll that was on its way
 LISTED = 30
 LOG_LINES = 200
 NOTHING = "Nothing has been trained yet. Choose settings at the left and press the button; it appears here."
@@ -26,7 +28,7 @@ SELECT = """element.addEventListener('click', (event) => {
 
 def build(lab: Lab, chosen: gr.State) -> Callable:
     """Makes the half; `chosen` holds the shown job's id. Returns `refresh(event)`, which redraws it after an event."""
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet = in_turn(TURN)
     seen = gr.State(None)  # what was last sent of the costly parts
     listing = gr.HTML(css_template=STYLE, js_on_load=SELECT, apply_default_css=False, elem_id="train-list")
     head = gr.HTML(css_template=STYLE, apply_default_css=False, elem_id="train-head")
@@ -36,9 +38,13 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
         look = _button("Look at its curves", "train-look", "primary")
         compare = _button("Compare with the base", "train-compare", "primary")
         duplicate, delete = _button("Duplicate"), _button("Delete")
+    doomed = gr.State(None)  # the job that was looked at when Delete was pressed, whichever is looked at by now
     with gr.Row(visible=False) as confirm:
         gr.Markdown("Delete this training and its files? Checkpoints that can be chosen elsewhere stay.")
-        yes = gr.Button("Delete it", variant="stop", size="sm", scale=0, min_width=110, elem_id="train-delete-yes")
+        yes = gr.Button(
+            "Delete it", variant="stop", size="sm", scale=0, min_width=110, elem_id="train-delete-yes",
+            elem_classes=ONCE,
+        )  # fmt: skip
         no = gr.Button("Keep it", size="sm", scale=0, min_width=110)
     with gr.Tabs(visible=False) as details:
         with gr.Tab("Plots"):
@@ -87,27 +93,26 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
         )
 
     def refresh(event):
-        return event.then(draw, [chosen, seen], shown, **quiet)
+        return event.then(draw, [chosen, seen], shown, **quiet, **LAST)
 
     timer.tick(draw, [chosen, seen], shown, **quiet)
-    selected = listing.select(_chosen_row, None, chosen, **quiet)
+    selected = listing.select(_chosen_row, None, [chosen, confirm], **quiet, **EVERY)
     refresh(selected)
-    selected.then(lambda: gr.update(visible=False), None, confirm, **quiet)
     for button, act in ((stop, jobs.stop), (resume, jobs.resume), (duplicate, jobs.duplicate)):
         refresh(button.click(_acting(lab, act), chosen, chosen, **quiet))
-    delete.click(lambda: gr.update(visible=True), None, confirm, **quiet)
+    delete.click(lambda job_id: (job_id, gr.update(visible=True)), chosen, [doomed, confirm], **quiet)
     no.click(lambda: gr.update(visible=False), None, confirm, **quiet)
-    deleted = yes.click(_acting(lab, jobs.delete), chosen, chosen, **quiet)
+    deleted = yes.click(_acting(lab, jobs.delete), doomed, chosen, **quiet)
     refresh(deleted)
-    deleted.then(lambda: gr.update(visible=False), None, confirm, **quiet)
+    deleted.then(lambda: gr.update(visible=False), None, confirm, **quiet, **LAST)
     for button, hand_over, tab in ((look, to_curves, "curves"), (compare, to_compare, "compare")):
         handed = button.click(lambda job_id, hand_over=hand_over: hand_over(lab, job_id), chosen, None, **quiet)
         handed.then(None, None, None, js=f"() => document.querySelector('#tab-{tab}-button').click()")
     return refresh
 
 
-def _chosen_row(event: gr.EventData) -> str:
-    return event.job
+def _chosen_row(event: gr.EventData) -> tuple:
+    return event.job, gr.update(visible=False)
 
 
 def _acting(lab: Lab, act: Callable) -> Callable:
@@ -130,7 +135,7 @@ def _acting(lab: Lab, act: Callable) -> Callable:
 def _button(name: str, elem_id: str = "", variant: str = "secondary") -> gr.Button:
     return gr.Button(
         name, size="sm", variant=variant, scale=0, min_width=110, visible=False,
-        elem_id=elem_id or f"train-{name.lower()}",
+        elem_id=elem_id or f"train-{name.lower()}", elem_classes=ONCE,
     )  # fmt: skip
 
 
