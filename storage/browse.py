@@ -78,14 +78,14 @@ def pictures(store: Storage, filters: Filters, page: int, size: int) -> tuple[in
 def pairs(store: Storage, filters: Filters, page: int, size: int) -> tuple[int, list[dict]]:
     """How many pairs match (at most MOST + 1), and a page of them, newest first: {id, prompt, first, second (hashes),
     origin, labels}."""
-    query = select(Pair.id).where(~blind_pair(Pair.id), *_time(Pair.created_at, filters))
-    query = query.where(*_prompt(filters, Pair.prompt_id))
+    query = select(Pair.id)
+    if filters.choice == UNLABELLED:  # first, because few are
+        query = query.where(_unlabelled())
+    query = query.where(~blind_pair(Pair.id), *_time(Pair.created_at, filters), *_prompt(filters, Pair.prompt_id))
     if filters.study_id is not None:
         query = query.where(_asked(filters.study_id))
     if filters.origin != ANY:
         query = query.where(Pair.origin == filters.origin)
-    if filters.choice == UNLABELLED:
-        query = query.where(~exists().where(Preference.pair_id == Pair.id, *_standing()))
     if filters.about_labels:
         query = query.where(exists().where(Preference.pair_id == Pair.id, *_standing(), *_label(filters)))
     first, second = aliased(Picture), aliased(Picture)
@@ -153,10 +153,9 @@ def day(moment: float) -> str:
 
 def _page(session: Session, query: Select, key, rows: Select, page: int, size: int) -> tuple[int, Sequence]:
     """How many ids the query gives, counted up to MOST + 1, and `rows` of one page of them, newest first."""
-    newest = query.order_by(key.desc())
-    total = session.exec(select(func.count()).select_from(newest.limit(MOST + 1).subquery())).one()
-    ids = session.exec(newest.offset(page * size).limit(size)).all()
-    return total, session.exec(rows.where(key.in_(ids)).order_by(key.desc())).all()
+    found = session.exec(query.order_by(key.desc()).limit(MOST + 1)).all()
+    ids = found[page * size : (page + 1) * size]
+    return len(found), session.exec(rows.where(key.in_(ids)).order_by(key.desc())).all()
 
 
 def blind_hashes() -> Select:
@@ -216,6 +215,16 @@ def _standing() -> tuple:
     """Conditions for an answer that nobody took back."""
     later = aliased(Preference)
     return Preference.choice.is_not(None), ~exists().where(later.revokes == Preference.id)
+
+
+def _unlabelled():
+    """Whether nobody has answered this pair, or all have taken it back. The first, which is nearly all, by the index
+    alone."""
+    undone = select(Preference.pair_id).where(Preference.revokes.is_not(None))
+    return or_(
+        ~exists().where(Preference.pair_id == Pair.id),
+        and_(Pair.id.in_(undone), ~exists().where(Preference.pair_id == Pair.id, *_standing())),
+    )
 
 
 def _asked(study_id: int):

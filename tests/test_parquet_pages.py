@@ -79,7 +79,7 @@ def test_an_import_reads_large_pages_as_small_ones_and_goes_on_anywhere(tmp_path
     monkeypatch.setattr(parquet_in, "MAX_BYTES", 800)
     assert {str(item) for item in source.items()} == {"a picture is larger than 0 MB"}
     delta = {"use_dictionary": False, "column_encoding": {"jpg_0": "DELTA_LENGTH_BYTE_ARRAY"}}
-    for written, words in (({"compression": "lz4"}, "LZ4 compression"), (delta, "the encoding DELTA_LENGTH_BYTE_ARRAY")):
+    for written, words in ({"compression": "lz4"}, "LZ4 compression"), (delta, "the encoding DELTA_LENGTH_BYTE_ARRAY"):
         healthy = pa.table({**{name: [row[name] for row in rows] for name in rows[0]}, "jpg_1": [b"x" * 900] * 30})
         pq.write_table(healthy, tmp_path / "healthy.parquet", **written)
         with pytest.raises(ExchangeError, match=f"healthy.parquet has {words} in pages of more than 0 MB, which is"):
