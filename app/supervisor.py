@@ -123,12 +123,17 @@ class Refill:
     def step(self) -> None:
         """Submits a job for a few pairs, if they are needed and nothing speaks against it."""
         store = self.lab.store
-        if time.monotonic() < self._not_before or queue.list_jobs(
-            store, lane="interactive", states=("queued", "running", "stopping"), limit=1
-        ):
+        if time.monotonic() < self._not_before:
+            return
+        study = self.lab.current_study()
+        active = queue.list_jobs(store, lane="interactive", states=("queued", "running", "stopping"))
+        if active:
+            for job in active:
+                if job.id == self._job and job.study_id != study.id:  # a person has gone on to another study
+                    queue.request_stop(store, job.id)
+                    self._job = None
             return
         self._settle()
-        study = self.lab.current_study()
         if time.monotonic() < self._not_before or not study.settings.get("refill", True):
             return
         total, left = pairs_left(store, study.id)

@@ -10,7 +10,7 @@ from app import jobs
 from app.security import ANNOTATOR_COOKIE
 from app.supervisor import BATCH, ENOUGH, FEW, FIRST_BATCH, Refill, pairs_left
 from lpo.config import LRMConfig, to_dict
-from storage import checkpoints
+from storage import checkpoints, labels
 from storage import jobs as queue
 from storage.jobs import JobError
 from storage.models import Pair, Picture, Prompt, StudyPair
@@ -181,3 +181,21 @@ def test_filling_uses_the_whole_pause_of_a_training_that_made_room(lab):
     queue.heartbeat(lab.store, training.id, "w", message="Waits for the GPU until no pairs are drawn")
     Refill(lab).step()
     assert len(queued_pairs(lab)) == 1
+
+
+def test_filling_leaves_the_old_study_at_once_when_another_is_chosen(lab):
+    refill = Refill(lab)
+    refill.step()
+    (old,) = queued_pairs(lab)
+    queue.claim(lab.store, "interactive", "w")
+    asked = jobs.submit(lab, "pairs", {"count": 1}, lab.current_study().id)
+    other = labels.create_study(lab.store, "Another", base="scenes")
+    lab.choose_study(other.id)
+    refill.step()
+    assert queue.get(lab.store, old["id"]).state == "stopping"
+    assert queue.get(lab.store, asked).state == "queued", "what a person has asked for stays"
+    queue.finish(lab.store, old["id"], "w")
+    end(lab, asked, queue.finish)
+    refill.step()
+    (new,) = [job for job in queued_pairs(lab) if job["state"] == "queued"]
+    assert (new["study_id"], new["config"]["count"]) == (other.id, FIRST_BATCH)
