@@ -94,7 +94,10 @@ def test_paths_never_leave_the_import(other, tmp_path):
     assert state["pairs"] == 0 and sum(state["rejected"].values()) == len(names)
     assert [path for path in other.media.root.rglob("*") if path.is_file()] == []
 
-    packed = archive(tmp_path / "evil.zip", lines, [*GOOD, ("../secret.png", b"x"), ("/etc/evil.png", b"x")])
+    link = zipfile.ZipInfo("link.png")
+    link.create_system, link.external_attr = 3, 0o120777 << 16  # a symbolic link, as Unix packs it
+    outside = [("../secret.png", b"x"), ("/etc/evil.png", b"x"), (link, str(secret))]
+    packed = archive(tmp_path / "evil.zip", lines, [*GOOD, *outside])
     before = sorted(tmp_path.rglob("*"))
     state = last(exchange.import_data(other, packed))
     assert state["pairs"] == 0

@@ -203,7 +203,11 @@ def test_a_csv_that_does_not_fit_is_refused_and_leaves_nothing(store, tmp_path, 
         join(store, study, write_csv(tmp_path / "short.csv", rows, COLUMNS[:3]))
     (tmp_path / "long.csv").write_text(",".join(COLUMNS) + "\n" + "1," * 200_000)
     (tmp_path / "latin.csv").write_bytes(",".join(COLUMNS).encode() + b"\ncaf\xe9,1,1,1\n")
-    for name, words in (("long", "a line of more than 100 kB"), ("latin", "save it again as UTF-8")):
+    (tmp_path / "nul.csv").write_bytes(",".join(COLUMNS).encode() + b"\n" + b"\0,1,1,1\n" * 40)
+    (tmp_path / "zeros.csv").write_bytes(b"\0" * 5000)
+    refused = {"long": "a line of more than 100 kB", "latin": "save it again as UTF-8", "nul": r"is '\\x00'; it must",
+               "zeros": "has no column different_flag"}  # fmt: skip
+    for name, words in refused.items():
         with pytest.raises(StorageError, match=words):
             join(store, study, tmp_path / f"{name}.csv")
     assert gaps.list_sets(store, study.id) == []
