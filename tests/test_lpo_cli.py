@@ -50,6 +50,7 @@ def test_score_takes_official_and_own_folders_and_export_reads_back(inputs):
         ]
     assert scores == pytest.approx(alone, abs=1e-4)
     lrm.save(folder / "own")
+    assert "_name_or_path" not in (folder / "own" / "lrm.json").read_text()
     assert score(folder, folder / "own") == 0
     assert json.loads((folder / "out.json").read_text())["scores"] == scores
     lrm.temperature = 2.0

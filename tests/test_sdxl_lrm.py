@@ -40,6 +40,7 @@ def test_both_formats_read_back_with_identical_scores(folders, tmp_path):
     assert len(lrm.unet.up_blocks) == 0 and not any("vae" in name for name, _ in lrm.named_parameters())
     expected = scores(lrm)
     lrm.save(tmp_path / "own")
+    assert "_name_or_path" not in (tmp_path / "own" / "lrm.json").read_text()
     own = LatentRewardModel.from_pretrained(tmp_path / "own", device="cpu")
     assert torch.equal(scores(own), expected)
     export_official(own, tmp_path / "official", base)

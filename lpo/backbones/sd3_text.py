@@ -22,7 +22,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from lpo.backbones.source import load_part
+from lpo.backbones.source import load_part, plain_config
 
 CLIP_LENGTH, T5_LENGTH = 77, 256  # tokens, as the stock pipeline
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -69,7 +69,7 @@ class TextTowers:
         return cls(encoders, tokenizers, states_width, pooled_width)
 
     def describe(self) -> dict:
-        return {name: encoder.config.to_dict() for name, encoder in self.named()}
+        return {name: plain_config(encoder) for name, encoder in self.named()}
 
     def save_tokenizers(self, folder: Path) -> None:
         for name, tokenizer in zip(TOKENIZERS, self.tokenizers, strict=True):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lpo.backbones import Conditioning, Features
 from lpo.backbones.mmdit import check_layer, guided_features, strip, unread
 from lpo.backbones.sd3_text import TextTowers
+from lpo.backbones.source import plain_config
 from lpo.backbones.trunk import TextEncoding
 from lpo.config import ConfigError
 
@@ -45,8 +46,7 @@ class StableDiffusion3Trunk:
         return unread(self.transformer)
 
     def describe(self) -> dict:
-        config = {k: v for k, v in self.transformer.config.items() if k != "_name_or_path"}
-        config["num_layers"] = self.layers
+        config = {**plain_config(self.transformer), "num_layers": self.layers}
         return {"kind": self.kind, "transformer": config, "feature_layer": self.layer, **self.towers.describe()}
 
     def save_tokenizers(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lpo.backbones import Conditioning, Features
-from lpo.backbones.source import config_folder, load_part, pipeline_class
+from lpo.backbones.source import config_folder, load_part, pipeline_class, plain_config
 from lpo.backbones.trunk import TextEncoding
 from lpo.backbones.unet import guided_features, pooled_width, strip
 from lpo.config import ConfigError
@@ -23,11 +23,6 @@ def tokenize(tokenizer: CLIPTokenizer, text_encoder: nn.Module, prompts: Sequenc
     length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids
-
-
-def plain_config(unet: UNet2DConditionModel) -> dict:
-    """The UNet's config without the place that it was loaded from."""
-    return {k: v for k, v in unet.config.items() if k != "_name_or_path"}
 
 
 def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -60,8 +55,8 @@ class StableDiffusionTrunk:
         return []
 
     def describe(self) -> dict:
-        text_encoder = self.text_encoder.config.to_dict()
-        return {"kind": self.kind, "unet": plain_config(self.unet), "text_encoder": text_encoder}
+        parts = {name: plain_config(part) for name, part in self.parts.items()}
+        return {"kind": self.kind, **parts}
 
     def save_tokenizers(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder / "tokenizer")

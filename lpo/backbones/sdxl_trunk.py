@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lpo.backbones import Conditioning, Features
-from lpo.backbones.sd_trunk import export_text_encoder, export_unet, part_of, plain_config, tokenize
-from lpo.backbones.source import config_folder, load_part
+from lpo.backbones.sd_trunk import export_text_encoder, export_unet, part_of, tokenize
+from lpo.backbones.source import config_folder, load_part, plain_config
 from lpo.backbones.trunk import TextEncoding
 from lpo.backbones.unet import guided_features, pooled_width, strip
 from lpo.config import ConfigError
@@ -75,8 +75,8 @@ class StableDiffusionXLTrunk:
         return [*first.encoder.layers[-1].parameters(), *first.final_layer_norm.parameters()]
 
     def describe(self) -> dict:
-        encoders = {name: self.parts[name].config.to_dict() for name in NAMES}
-        return {"kind": self.kind, "unet": plain_config(self.unet), **encoders, "size": list(self.size)}
+        parts = {name: plain_config(part) for name, part in self.parts.items()}
+        return {"kind": self.kind, **parts, "size": list(self.size)}
 
     def save_tokenizers(self, folder: Path) -> None:
         for name, tokenizer in zip(("tokenizer", "tokenizer_2"), self.towers.tokenizers, strict=True):

@@ -121,6 +121,13 @@ def load_parts(kinds: dict[str, type], pipeline: str, source: str, base: str, dt
         raise ConfigError(f"The model {base} could not be loaded as {pipeline}: {reason}") from error
 
 
+def plain_config(part: ModelMixin | PreTrainedModel) -> dict:
+    """A part's configuration without the place that it was loaded from: files that go out name no folder of this
+    machine."""
+    config = part.config.to_dict() if isinstance(part, PreTrainedModel) else part.config
+    return {name: value for name, value in config.items() if name != "_name_or_path"}
+
+
 def _has_weights(kind: type) -> bool:
     return issubclass(kind, torch.nn.Module)
 
