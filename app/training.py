@@ -19,15 +19,6 @@ BY_HEART = 30  # passes of a training over its pairs; the study's 64 over 25 lab
 WAIT_ROWS = 3  # evidence needed before a warning about the kept fraction
 
 
-def default_preset(base: str) -> str:
-    """The preset that fits a study's base model: its own for Scenes, SD3's or SD2.1's by name, else SD1.5's."""
-    if base == "scenes":
-        return "scenes"
-    if any(mark in base.lower() for mark in ("diffusion-3", "sd3")):
-        return "sd3"
-    return "sd21" if any(mark in base.lower() for mark in ("2-1", "2.1", "sd21")) else "sd15"
-
-
 def sufficiency(counts: dict, has_warm_start: bool) -> str:
     """Whether the labels suffice, from `storage.numbers.counts`, in two or three sentences."""
     train, heldout = counts["train"], counts["heldout"]

@@ -2,7 +2,7 @@
 not there, CLIP's text projection missing, an LRM of another latent space. The sentences are the training's own.
 
 Reads names, JSON files and safetensors headers; imports no torch. What only the hub or the weights can tell (an LRM of
-another VAE of the same scale, say) is left to the training.
+another VAE of the same scale, say) is left to the training. From the same files: which family a base is of.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from lpo.config import LPOConfig, LRMConfig
+from lpo.options import ConfigError
 from lpo.places import (
     IDENTITY,
     PROJECTION,
@@ -42,16 +43,66 @@ def require_startable(config: LRMConfig | LPOConfig) -> None:
         _require_lrm(config.init, config.base, config.allow_latent_mismatch)
 
 
+PIPELINES = {
+    "StableDiffusion3Pipeline": "sd3", "StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15",
+}  # fmt: skip
+WIDTH_SD21 = 1024  # of its text encoder; SD1.x has 768, and the same pipeline
+TENSORS = (  # of a single file in the original layout: how names of its tensors begin
+    ("model.diffusion_model.joint_blocks.", "sd3"), ("conditioner.", "sdxl"), ("cond_stage_model.model.", "sd21"),
+    ("cond_stage_model.transformer.", "sd15"),
+)  # fmt: skip
+MARKS = (  # in a name; SDXL's before SD2.1's, of which "sdxl-2.1" has one, too
+    ("sd3", ("diffusion-3", "sd3")), ("sdxl", ("xl",)), ("sd21", ("2-1", "2.1", "sd21", "diffusion-2")),
+)  # fmt: skip
+
+
+def family(base: str) -> str:
+    """'scenes', 'sd15', 'sd21', 'sdxl' or 'sd3': whose settings fit a base. It is read from the model's own files; only
+    where those are not on this machine, or say nothing known, is it guessed from the name. Raises nothing."""
+    if base == "scenes":
+        return base
+    try:
+        source = resolve_base(base)
+        found = _file_family(Path(source)) if Path(source).is_file() else _folder_family(source)
+    except ConfigError:  # not there any more, or damaged: a training says so
+        found = None
+    return found or next((name for name, marks in MARKS if any(mark in base.lower() for mark in marks)), "sd15")
+
+
+def _folder_family(source: str) -> str | None:
+    """Of a folder or of a hub's model, as far as that was fetched."""
+    found = PIPELINES.get((_json(_file(source, "model_index.json")) or {}).get("_class_name"))
+    width = (_json(_file(source, "text_encoder/config.json")) or {}).get("hidden_size")
+    return "sd21" if found == "sd15" and width == WIDTH_SD21 else found
+
+
+def _file_family(file: Path) -> str | None:
+    names = tensor_shapes(file)
+    return next((family for start, family in TENSORS if any(name.startswith(start) for name in names)), None)
+
+
+def fits(lrm: str, base: str) -> bool:
+    """Whether an LRM may judge or be trained on a base's latents, as far as their files tell at once. One that is gone
+    passes: whoever chooses it is told so."""
+    try:
+        return _space_difference(lrm, base) is None
+    except ConfigError:
+        return True
+
+
 def _require_lrm(name: str, base: str, allow_mismatch: bool) -> None:
+    require_same_space(_space_difference(name, base), name, base, allow_mismatch)
+
+
+def _space_difference(name: str, base: str) -> str | None:
+    """What an LRM's latent space and a base's differ in, in words; None if nothing, or if nobody can tell yet."""
     folder, own_base = lrm_folder(name)
     ours, theirs = _space(base), _stored_space(folder) or _space(own_base or base)
-    difference = None
-    if ours and theirs:
-        words = {"channels": f"{theirs['channels']} against {ours['channels']} latent channels",
-                 "scaling_factor": "another scale", "shift_factor": "another shift"}  # fmt: skip
-        different = (told for key, told in words.items() if abs(theirs[key] - ours[key]) > 1e-3)
-        difference = next(different, None)
-    require_same_space(difference, name, base, allow_mismatch)
+    if not (ours and theirs):
+        return None
+    words = {"channels": f"{theirs['channels']} against {ours['channels']} latent channels",
+             "scaling_factor": "another scale", "shift_factor": "another shift"}  # fmt: skip
+    return next((told for key, told in words.items() if abs(theirs[key] - ours[key]) > 1e-3), None)
 
 
 def _stored_space(folder: Path) -> dict | None:

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from app import jobs, pairs
 from lpo import preflight
-from lpo.config import Adapter, ConfigError, LPOConfig, LRMConfig, Policy, to_dict
+from lpo.config import Adapter, ConfigError, LPOConfig, LRMConfig, Policy, from_preset, to_dict
 from lpo.places import PROJECTION, tensor_shapes
-from lpo.preflight import require_startable
+from lpo.preflight import family, fits, require_startable
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 SD15, LRM15 = GOLDEN / "tiny_sd15", GOLDEN / "lrm_sd15"
@@ -135,3 +135,41 @@ def test_a_window_without_a_timestep_never_becomes_a_job():
     with pytest.raises(ConfigError, match="No timestep of the grid of 2 lies between"):
         LRMConfig(timesteps=2, t_min=10, t_max=400)
     assert LRMConfig(timesteps=2, t_min=10, t_max=501).grid() == [501]
+
+
+def test_a_base_is_of_the_family_that_its_files_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    base, index = tmp_path / "sd3-of-my-own", {"_class_name": "StableDiffusionXLPipeline"}
+    shutil.copytree(SD15, base)
+    assert (family("scenes"), family(str(SD15)), family(str(base))) == ("scenes", "sd15", "sd15")
+    text = base / "text_encoder" / "config.json"
+    text.write_text(text.read_text().replace('"hidden_size": 32', '"hidden_size": 1024'))
+    assert family(str(base)) == "sd21"
+    (base / "model_index.json").write_text(json.dumps(index))
+    assert family(str(base)) == "sdxl"
+    shutil.move(base, tmp_path / "hub" / "models--owner--sd15" / "snapshots" / "abc")
+    (tmp_path / "hub" / "models--owner--sd15" / "refs").mkdir()
+    (tmp_path / "hub" / "models--owner--sd15" / "refs" / "main").write_text("abc")
+    assert family("owner/sd15") == "sdxl"
+    for name, found in (
+        ("conditioner.embedders.1.x", "sdxl"),
+        ("model.diffusion_model.joint_blocks.0.x", "sd3"),
+        ("cond_stage_model.model.x", "sd21"),
+        ("cond_stage_model.transformer.x", "sd15"),
+    ):
+        save_file({name: torch.zeros(1)}, tmp_path / "one.safetensors")
+        assert family(str(tmp_path / "one.safetensors")) == found
+
+
+@pytest.mark.parametrize("command", [LRMConfig, LPOConfig])
+def test_a_base_that_is_not_here_is_judged_by_its_name(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for preset in ("scenes", "sd15", "sd21", "sdxl", "sd3"):
+        config = from_preset(command, preset)
+        assert family(config.base if command is LRMConfig else config.policy.base) == preset
+    assert family("/models/sd3.5-medium") == "sd3" and family("/gone") == "sd15"
+
+
+def test_an_lrm_is_offered_where_its_latent_space_is_the_same(tmp_path):
+    assert fits("scenes", "scenes") and fits(str(LRM15), str(SD15)) and not fits("scenes", str(SD15))
+    assert fits(str(tmp_path / "gone"), "scenes")  # and refused when it is chosen

@@ -15,6 +15,7 @@ from app.lab import Lab
 from app.tabs import train_models, train_queue
 from app.tabs.events import LAST, ONCE, QUIET, in_turn, kept
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
+from lpo.preflight import family
 from storage import numbers
 
 LRM_MAIN = ("train", "lr", "steps", "batch_size")
@@ -85,7 +86,7 @@ def _device_picker(lab: Lab, kind: str) -> gr.Dropdown:
 
 
 def _lrm_form(lab: Lab, chosen: gr.State):
-    start = from_preset(LRMConfig, training.default_preset(lab.current_study().base))
+    start = from_preset(LRMConfig, family(lab.current_study().base))
     options = [*choices.lrms(lab), FRESH]
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lrm")
@@ -101,7 +102,7 @@ def _lrm_form(lab: Lab, chosen: gr.State):
 
 
 def _lpo_form(lab: Lab, chosen: gr.State):
-    start = from_preset(LPOConfig, training.default_preset(lab.current_study().base))
+    start = from_preset(LPOConfig, family(lab.current_study().base))
     lrms, policies = choices.lrms(lab), choices.policies(lab)
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lpo")
@@ -122,7 +123,7 @@ def _lpo_form(lab: Lab, chosen: gr.State):
 
 
 def _preset_picker(lab: Lab, kind: str) -> gr.Dropdown:
-    default = training.default_preset(lab.current_study().base)
+    default = family(lab.current_study().base)
     names = list(PRESETS[kind])
     return gr.Dropdown(names, value=default, label="preset", scale=7, elem_id=f"{kind}-preset", min_width=110)
 
