@@ -70,7 +70,7 @@ def run(task: Task) -> dict:
 
 
 def goes_on(task: Task, code: int | None) -> bool:
-    """Whether a child that was asked to make room has saved itself, or was killed when that took it too long."""
+    """Whether a child that was asked to make room has saved itself, or ended before it could listen."""
     if (task.folder / "result.json").exists():
         return False
     killed = code is None or code < 0  # None: somebody else's child, of which only the files speak
@@ -156,20 +156,22 @@ def prepare(task: Task) -> dict:
 
 def watch(task: Task, child: psutil.Process, process: subprocess.Popen | None) -> bool:
     """Follows the child to its end: progress for the page, and SIGTERM when the job is to stop or to make room. Returns
-    whether it made room."""
-    asked: float | None = None
-    made_room = False
+    whether it made room; for that it may take its time, since a killed child loses what it has not saved."""
+    told = made_room = False
+    since: float | None = None  # when it was to stop
     while process.poll() is None if process is not None else is_running(child):
         step, total = last_step(task.folder)
         if total:
-            task.say(step / total, f"step {step} of {total}" if asked is None else "saving")
-        if asked is None and (task.stopping or task.worker.turns.wanted()):
-            asked, made_room = time.monotonic(), not task.stopping
+            task.say(step / total, "saving" if told else f"step {step} of {total}")
+        if not told and (task.stopping or task.worker.turns.wanted()):
+            told, made_room = True, not task.stopping
             for one in ranks_of(child) or [child]:
                 send(one, signal.SIGTERM)
-        elif asked is not None and time.monotonic() - asked > SAVE_SECONDS:
-            for one in [*ranks_of(child), child]:
-                send(one, signal.SIGKILL)
+        if task.stopping:
+            since = since or time.monotonic()
+            if time.monotonic() - since > SAVE_SECONDS:
+                for one in [*ranks_of(child), child]:
+                    send(one, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     task.beat()
     return made_room

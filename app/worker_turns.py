@@ -42,21 +42,25 @@ class Turns:
         if not devices:
             return
         mine = leases.claim(self.lane, devices, os.getpid())
-        while True:
-            self.devices, self._until = devices, time.time() + TURN if again else 0.0
-            other = leases.take(self.store, mine, self._until)
-            if other is None:
-                break
-            if task.stopping:
-                self.leave()
-                raise Stopped
-            if (words := waits_words(self.lane, other)) != told:
-                told = words
-                task.say(None, words)
-                task.beat()
-            task.worker.work_waiting(NEED_NO_DEVICE)
-            time.sleep(POLL_SECONDS)
+        try:
+            while (other := self._take(mine, again)) is not None:
+                if task.stopping:
+                    raise Stopped
+                if (words := waits_words(self.lane, other)) != told:
+                    told = words
+                    task.say(None, words)
+                    task.beat()
+                task.worker.work_waiting(NEED_NO_DEVICE)
+                time.sleep(POLL_SECONDS)
+            self.devices = devices
+        finally:
+            if not self.devices:  # nobody must make room for one that waits no more
+                leases.release(self.store, self.lane, os.getpid())
         task.say(None, "Starting")
+
+    def _take(self, mine: leases.Claim, again: bool) -> leases.Claim | None:
+        self._until = time.time() + TURN if again else 0.0
+        return leases.take(self.store, mine, self._until)
 
     def hand_over(self, task: Task, pid: int) -> None:
         """The process that does the work has the job's devices from now on, also without its worker."""
