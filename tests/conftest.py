@@ -18,6 +18,7 @@ import storage
 from storage import labels, media
 
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 90_000  # milliseconds that a step of a page may take: a loaded machine must not make a test fail
 CHROMIUM_ARGS = [
     "--disable-gpu",
     "--disable-quic",
@@ -193,8 +194,9 @@ def find_chromium() -> str:
 def chromium():
     """One headless Chromium for the whole test run."""
     path = find_chromium()
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=SECONDS)
     sandbox = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=[*CHROMIUM_ARGS, *sandbox])
@@ -206,5 +208,6 @@ def chromium():
 def page(chromium):
     """A fresh page (1280 x 720) without cookies."""
     context = chromium.new_context(viewport={"width": 1280, "height": 720})
+    context.set_default_timeout(SECONDS)
     yield context.new_page()
     context.close()

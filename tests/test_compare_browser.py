@@ -42,7 +42,6 @@ def test_vote_blind_then_see_the_verdict(comparison, start_server, page):
     server = start_server("--no-workers")
     finished = []
     page.on("requestfinished", lambda request: finished.append(request))
-    page.set_default_timeout(90_000)
     page.goto(server.url)
     page.get_by_role("tab", name="Compare").click()
     picker = page.locator("#compare-picker .pp")
@@ -98,7 +97,6 @@ def test_trace_both_follows_both_policies_with_the_real_worker(ended, start_serv
     server = start_server()
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.set_default_timeout(120_000)
     page.goto(server.url)
     page.get_by_role("tab", name="Compare").click()
     page.wait_for_selector("#compare-title :text('base + steps × 2')")

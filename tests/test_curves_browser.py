@@ -32,10 +32,9 @@ def page_of(start_server, tmp_path, page):
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(start_server("--no-workers").url)
-        page.click(f"#tab-{tab}-button", timeout=120_000)
+        page.click(f"#tab-{tab}-button")
         return page, errors
 
-    page.set_default_timeout(60_000)
     return open_tab
 
 

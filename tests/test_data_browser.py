@@ -22,7 +22,6 @@ def test_what_a_rule_keeps_is_seen_before_it_is_applied(start_server, page, stor
     study, gap_set = prepared
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.set_default_timeout(60_000)
     page.goto(start_server("--no-workers", data_dir=store.data_dir).url)
     page.click("#tab-data-button", timeout=120_000)
     page.wait_for_selector("#data-numbers .st-number, #data-numbers b")

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import Server, wait_for
+from conftest import SECONDS, Server, wait_for
 from PIL import Image
 from playwright.sync_api import Page, expect
 from sqlmodel import select
@@ -22,7 +22,6 @@ from storage.models import Annotator, Preference
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"> a red circle"
 BARE = Path(__file__).parent / "fakes" / "label_page.py"
 PICKER = "#label-picker .pp"
-SECONDS = 90_000  # a loaded machine must not make a test fail that says nothing about time
 
 
 @pytest.fixture
@@ -48,7 +47,6 @@ def rows(store) -> list[Preference]:
 
 def open_tab(page: Page, url: str) -> None:
     page.set_default_timeout(SECONDS)
-    expect.set_options(timeout=SECONDS)
     page.goto(url)
 
 

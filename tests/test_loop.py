@@ -112,7 +112,7 @@ def train_lpo(page: Page, server) -> Page:
 def look_at_curves(page: Page, server) -> None:
     page.click("#tab-curves-button")
     expect(page.locator("#curves-prompt textarea, #curves-prompt input")).not_to_have_value("")
-    page.wait_for_timeout(2000)  # the lists of checkpoints arrive
+    expect(page.locator(".token", has_text="LRM 1").first).to_be_visible()  # the lists of checkpoints are there
     page.click("#curves-trace")
     wait_for(lambda: ("trace",) in rows(server, "select kind from job"), what="a trace job")
     page.wait_for_selector("#curves-plot .rp-card img")

@@ -190,6 +190,7 @@ def refresh(lab: Lab, a: str, b: str, count: int, wanted: str | None = None) -> 
     newest = values[1] if len(values) > 1 else choices.BASE
     top = gr.Dropdown([NONE, *adapters])
     drawn = max(1, min(count or HELD_OUT_COUNT, heldout))
+    wanted = wanted if wanted in values else None  # asked for in a study on another base
     if wanted:
         a, b = None, None
     return [

@@ -106,8 +106,8 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
     refresh(deleted)
     deleted.then(lambda: gr.update(visible=False), None, confirm, **quiet, **LAST)
     for button, hand_over, tab in ((look, to_curves, "curves"), (compare, to_compare, "compare")):
-        handed = button.click(lambda job_id, hand_over=hand_over: hand_over(lab, job_id), chosen, None, **quiet)
-        handed.then(None, None, None, js=f"() => document.querySelector('#tab-{tab}-button').click()")
+        handed = button.click(_handing(lab, hand_over), chosen, None, **quiet)
+        handed.success(None, None, None, js=f"() => document.querySelector('#tab-{tab}-button').click()")
     return refresh
 
 
@@ -128,6 +128,18 @@ def _acting(lab: Lab, act: Callable) -> Callable:
             gr.Info(result)
             return None
         return result if act is jobs.duplicate else job_id
+
+    return callback
+
+
+def _handing(lab: Lab, hand_over: Callable) -> Callable:
+    """A button's callback that hands the chosen job over to another tab; refused, the page stays where it is."""
+
+    def callback(job_id):
+        try:
+            hand_over(lab, job_id)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     return callback
 
@@ -165,9 +177,14 @@ def figure(job: dict) -> dict:
 
 
 def _made(lab: Lab, job_id: str) -> str | None:
-    """The choice's value of what a training made: its final checkpoint, None if it is gone."""
-    kind = "lrm" if jobs.describe(lab, job_id)["kind"] == "train-lrm" else "adapter"
-    return next((str(row.id) for row in choices.checkpoints(lab, kind) if row.job_id == job_id), None)
+    """The choice's value of what a training made: its final checkpoint, None if it is gone. ValueError where it is of
+    no use: in a study on another base."""
+    job = jobs.describe(lab, job_id)
+    kind, offered = ("lrm", choices.lrms) if job["kind"] == "train-lrm" else ("adapter", choices.adapters)
+    row = next((row for row in choices.checkpoints(lab, kind) if row.job_id == job_id), None)
+    if row is not None and str(row.id) not in dict(map(reversed, offered(lab))):
+        raise ValueError(f"{row.name} belongs to another base than the study's: choose its study in the Label tab first.")
+    return None if row is None else str(row.id)
 
 
 def to_compare(lab: Lab, job_id: str) -> None:
