@@ -8,8 +8,11 @@ from pathlib import Path
 
 from app.lab import ROOT, Lab
 from lpo.config import ConfigError, Search, from_dict
+from lpo.places import resolve_base
+from lpo.preflight import fits
 from storage import checkpoints as stored
 from storage.models import Checkpoint
+from storage.studies import get_study
 
 WARM_LRM = ROOT / "lpo" / "scenes" / "weights" / "lrm"
 BASE, WARM = "base", "scenes"
@@ -27,40 +30,69 @@ def checkpoints(lab: Lab, kind: str) -> list[Checkpoint]:
 
 
 def policies(lab: Lab) -> list[tuple[str, str]]:
-    """(label, value) of the study's base, of merged UNets in its place, and of all adapters."""
+    """(label, value) of the study's base, of merged UNets in its place, and of the adapters on it."""
     rows = [row for row in checkpoints(lab, "base") if row.study_id == lab.current_study().id]
     return [("base", BASE), *((row.name, str(row.id)) for row in rows), *adapters(lab)]
 
 
 def adapters(lab: Lab) -> list[tuple[str, str]]:
-    """(label, value) of all adapters: what can be put on top of another policy."""
-    return [(row.name, str(row.id)) for row in checkpoints(lab, "adapter")]
+    """(label, value) of the adapters of the study's base: what can be put on top of another policy."""
+    base = lab.current_study().base
+    return [(row.name, str(row.id)) for row in checkpoints(lab, "adapter") if same_base(_base_of(lab, row), base)]
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two names mean the same model, e.g. a folder by its absolute and its relative path."""
+    return one == other or _place(one) == _place(other)
+
+
+def _place(base: str) -> str:
+    try:
+        source = resolve_base(base)
+    except ConfigError:  # gone: its name is all that is left of it
+        return base
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _base_of(lab: Lab, row: Checkpoint) -> str:
+    """The base that an adapter or merged UNet was made on or checked against; the current study's if nothing tells."""
+    below = row.meta.get("policy")
+    if below is not None:
+        return below["base"]
+    return get_study(lab.store, row.study_id).base if row.study_id is not None else lab.current_study().base
 
 
 def policy(lab: Lab, value: str, strength: float = 1.0) -> dict:
     """The Policy (plain JSON values) behind a choice: an adapter comes with the ones that it was trained on top of.
 
     `strength` is that of the chosen adapter; the ones below it keep what they were trained with. ValueError with one
-    sentence if something of it is gone.
+    sentence if something of it is gone, or of another base than the study's.
     """
     below, found = split(value)
     if found is not None:
         return {**policy(lab, below, strength), "search": {**found, "lrm": lrm(lab, found["lrm"])}}
     if value == BASE:
         return {"base": lab.current_study().base, "adapters": []}
-    row = _row(lab, value, "adapter", "base")
+    row, own = _row(lab, value, "adapter", "base"), lab.current_study().base
+    if not same_base(base := _base_of(lab, row), own):
+        raise ValueError(
+            f"{row.name} belongs to the base {base}, but the study's base is {own}: choose another one from the list, "
+            "or a study on that base."
+        )
     if row.kind == "base":
-        return {"base": lab.current_study().base, "adapters": [], "unet": row.path}
+        return {"base": own, "adapters": [], "unet": row.path}
     below = row.meta.get("policy")
     if below is None:
         below = policy(lab, str(row.parent_id) if _is_adapter(lab, row.parent_id) else BASE)
-    return {**below, "adapters": [*below["adapters"], {"path": row.path, "strength": strength}]}
+    return {**below, "base": own, "adapters": [*below["adapters"], {"path": row.path, "strength": strength}]}
 
 
 def lrms(lab: Lab) -> list[tuple[str, str]]:
-    """(label, value) of all LRMs, newest first; the shipped one last, if it fits the study's base."""
-    rows = [(row.name, str(row.id)) for row in checkpoints(lab, "lrm")]
-    return rows + ([("Scenes, as shipped", WARM)] if lab.current_study().base == "scenes" else [])
+    """(label, value) of the LRMs that read the latents of the study's base, whatever base they were trained on; newest
+    first, the shipped one last."""
+    base = lab.current_study().base
+    rows = [(row.name, str(row.id)) for row in checkpoints(lab, "lrm") if fits(row.path, base)]
+    return rows + ([("Scenes, as shipped", WARM)] if base == "scenes" else [])
 
 
 def sampling_policies(lab: Lab) -> list[tuple[str, str]]:

@@ -183,7 +183,9 @@ def _made(lab: Lab, job_id: str) -> str | None:
     kind, offered = ("lrm", choices.lrms) if job["kind"] == "train-lrm" else ("adapter", choices.adapters)
     row = next((row for row in choices.checkpoints(lab, kind) if row.job_id == job_id), None)
     if row is not None and str(row.id) not in dict(map(reversed, offered(lab))):
-        raise ValueError(f"{row.name} belongs to another base than the study's: choose its study in the Label tab first.")
+        raise ValueError(
+            f"{row.name} belongs to another base than the study's: choose its study in the Label tab first."
+        )
     return None if row is None else str(row.id)
 
 
