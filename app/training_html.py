@@ -58,14 +58,20 @@ def _row_html(lab: Lab, row: dict, names: dict[str, str], pressed: bool) -> str:
     return (
         f'<button type="button" class="tq-row" data-job="{row["id"]}" aria-pressed="{str(pressed).lower()}">'
         f"<b>{escape(training.run_name(lab, row))}</b><span class='tq-soft' title='{words}'>{words}</span>"
-        f"<span{failed}>{STATES[row['state']]}</span>"
+        f"<span{failed}>{STATES['queued' if _waits(row) else row['state']]}</span>"
         f'<div class="tq-bar"><i style="width:{progress:.0%}"></i></div><span class="tq-soft">{when}</span></button>'
     )
 
 
+def _waits(row: dict) -> bool:
+    return row["state"] == "running" and devices.waits(row["message"])
+
+
 def left_words(lab: Lab, row: dict) -> str:
     """ "3 minutes left" for a running training that has taken its first steps."""
-    metrics = jobs.read_metrics(jobs.run_dir(lab, row["id"]) / "metrics.jsonl", 1) if row["state"] == "running" else []
+    if row["state"] != "running" or _waits(row):
+        return ""
+    metrics = jobs.read_metrics(jobs.run_dir(lab, row["id"]) / "metrics.jsonl", 1)
     return f"{training.duration(metrics[-1]['left_s'])} left" if metrics else ""
 
 
@@ -104,7 +110,7 @@ def state_words(job: dict) -> str:
     """One line on where a training stands."""
     if job["state"] == "queued":
         return "waiting for the training before it to end."
-    if job["state"] == "running" and devices.waits(job["message"]):
+    if _waits(job):
         return f"{job['message']}."
     if job["state"] == "running" and not job["metrics"]:
         return "starting: loading the models and preparing the data."

@@ -161,6 +161,8 @@ def test_a_request_goes_first_and_the_training_waits_and_goes_on(lab, training, 
     job = wait_for(lambda: waits(jobs.describe(lab, job_id)["message"]) and jobs.describe(lab, job_id))
     told = "Waits for the GPU until no pairs, curves or comparisons are drawn; goes on by itself then."
     assert training_html.state_words(job) == told and job["state"] == "running"
+    row = training_html.list_html(lab, jobs.list_jobs(lab, lane="training"), job_id)
+    assert ">waiting<" in row and " left<" not in row
     turns.leave()
     wait_for(lambda: jobs.describe(lab, job_id)["state"] == "done", what="the end of the training")
     job = jobs.describe(lab, job_id)
