@@ -7,7 +7,7 @@ is out. Only the third says who made a picture; the first two get nothing from t
 import gradio as gr
 from gradio.context import Context
 
-from app import choices, comparisons, jobs, verdict
+from app import choices, comparisons, devices, jobs, verdict
 from app.components.before_after import before_after
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
@@ -232,6 +232,8 @@ def _sampling(lab: Lab, row: Comparison, progress: dict) -> tuple[str, bool]:
         return f"⚠️ {why}", job is not None
     if job["state"] == "queued":
         return "waiting for the worker…", False
+    if devices.waits(job["message"]):
+        return f"{job['message']}.", False
     return f"sampling, {progress['pairs']} of {total} pairs…", False
 
 
