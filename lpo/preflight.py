@@ -43,6 +43,7 @@ def require_startable(config: LRMConfig | LPOConfig) -> None:
         _require_lrm(config.init, config.base, config.allow_latent_mismatch)
 
 
+SPACE = ("channels", "scaling_factor", "shift_factor")  # of latents: what plain files tell
 PIPELINES = {
     "StableDiffusion3Pipeline": "sd3", "StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15",
 }  # fmt: skip
@@ -100,14 +101,15 @@ def _space_difference(name: str, base: str) -> str | None:
     ours, theirs = _space(base), _stored_space(folder) or _space(own_base or base)
     if not (ours and theirs):
         return None
-    words = {"channels": f"{theirs['channels']} against {ours['channels']} latent channels",
-             "scaling_factor": "another scale", "shift_factor": "another shift"}  # fmt: skip
-    return next((told for key, told in words.items() if abs(theirs[key] - ours[key]) > 1e-3), None)
+    words = (f"{theirs['channels']} against {ours['channels']} latent channels", "another scale", "another shift")
+    return next((told for key, told in zip(SPACE, words, strict=True) if abs(theirs[key] - ours[key]) > 1e-3), None)
 
 
 def _stored_space(folder: Path) -> dict | None:
     """The fingerprint in an LRM's folder; None for an official one, or one that the training will call damaged."""
-    return (_json(folder / "lrm.json") or {}).get("fingerprint")
+    found = (_json(folder / "lrm.json") or {}).get("fingerprint")
+    whole = isinstance(found, dict) and all(isinstance(found.get(name), int | float) for name in SPACE)
+    return found if whole else None
 
 
 def _space(base: str) -> dict | None:
@@ -115,8 +117,8 @@ def _space(base: str) -> dict | None:
     vae = _json(_file(resolve_base(base), "vae/config.json"))
     if vae is None:
         return None
-    numbers = {"channels": vae.get("latent_channels"), "scaling_factor": vae.get("scaling_factor")}
-    return None if None in numbers.values() else {**numbers, "shift_factor": vae.get("shift_factor") or 0.0}
+    numbers = (vae.get("latent_channels"), vae.get("scaling_factor"), vae.get("shift_factor") or 0.0)
+    return dict(zip(SPACE, numbers, strict=True)) if all(isinstance(one, int | float) for one in numbers) else None
 
 
 def _require_projection(config: LRMConfig) -> None:

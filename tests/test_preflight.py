@@ -113,8 +113,9 @@ def test_an_lrm_of_another_space_is_refused_unless_allowed(tmp_path):
     (tmp_path / "lrm" / "lrm.json").write_text(json.dumps(about))
     with pytest.raises(ConfigError, match="16 against 4 latent channels"):
         require_startable(LRMConfig(init=str(tmp_path / "lrm")))
-    (tmp_path / "lrm" / "lrm.json").write_text("{")
-    require_startable(LRMConfig(init=str(tmp_path / "lrm")))  # the training says that it is damaged
+    for damaged in ("{", "[]", '{"fingerprint": 4}', '{"fingerprint": {"channels": "many"}}'):
+        (tmp_path / "lrm" / "lrm.json").write_text(damaged)
+        require_startable(LRMConfig(init=str(tmp_path / "lrm")))  # the training says that it is damaged
 
 
 def test_what_is_not_there_is_said_at_once(lab, tmp_path):
