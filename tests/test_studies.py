@@ -1,12 +1,16 @@
 """A study on another base than Scenes: what it is offered, what it refuses to mix, what Train begins with."""
 
+import re
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
+import storage
 from app import choices, comparisons, jobs, pairs
 from app.choices import WARM_LRM
 from app.comparisons import Side
+from app.lab import CURRENT_STUDY
 from app.tabs import train_queue
 from lpo.config import LPOConfig, from_preset, to_dict
 from storage import checkpoints, studies
@@ -56,3 +60,68 @@ def test_only_what_fits_the_base_is_offered_and_nothing_is_mixed(lab):
     lab.choose_study(scenes.id)
     assert choices.adapters(lab) == [("LPO 1", value)]
     assert [name for name, _ in choices.lrms(lab)] == ["LRM 2", "LRM 1", "Scenes, as shipped"]
+
+
+SLOW_LINE = """() => {
+  const send = window.fetch;
+  window.fetch = (...request) => new Promise(done => setTimeout(() => done(send(...request)), 400));
+}"""
+
+
+def test_train_begins_with_what_fits_the_base_of_the_study(start_server, page):
+    """And so again with the next study, but for what has been typed since its tab was opened."""
+    server = start_server("--no-workers")
+    store = storage.open(server.data_dir)
+    scenes = studies.list_studies(store)[0]
+    checkpoints.add_checkpoint(store, kind="lrm", name="LRM 1", path=f"{WARM_LRM}/.", study_id=scenes.id)
+    tiny = studies.create_study(store, "Tiny", base=TINY)
+    studies.add_prompts(store, tiny.id, ["a cat"])
+    box = {name: page.locator(f"#train-{name} input") for name in ("lrm-preset", "lrm-init", "lpo-preset", "lpo-judge")}
+    steps = page.locator("#train-lrm").get_by_role("spinbutton", name="steps", exact=True)
+    beta, line = page.get_by_role("textbox", name="beta "), page.locator("#train-lrm-command textarea")
+    fresh = "the base model: knows no reward yet"
+
+    def choose(study):
+        checkpoints.set_setting(store, CURRENT_STUDY, study.id)
+
+    def shows(preset, init, lrm_steps):
+        expect(box["lrm-preset"]).to_have_value(preset)
+        expect(box["lrm-init"]).to_have_value(init)
+        expect(steps).to_have_value(lrm_steps)
+
+    choose(tiny)
+    page.goto(server.url)  # the server was started with another study, and knows no better
+    page.click("#tab-train-button")
+    page.get_by_role("button", name="The same on the command line").click()
+    shows("sd15", fresh, "4000")
+    expect(line).to_have_value(re.compile("--preset sd15 --pairs pairs.jsonl --base .*tiny_sd15 --run-dir"))
+    page.get_by_role("tab", name="2 · Adapter (LPO)").click()
+    expect(box["lpo-preset"]).to_have_value("sd15")
+    expect(box["lpo-judge"]).to_have_value("")
+    expect(beta).to_have_value("500")
+    page.get_by_role("tab", name="1 · Reward model (LRM)").click()
+    steps.fill("77")
+    page.click("#tab-label-button")
+    page.click("#tab-train-button")
+    expect(line).to_have_value(re.compile("--steps 77"))
+    shows("sd15", fresh, "77")
+
+    choose(scenes)
+    page.click("#tab-label-button")
+    page.click("#tab-train-button")
+    shows("scenes", "Scenes, as shipped", "100")
+
+    choose(tiny)  # on another page
+    steps.fill("55")
+    page.click("#train-lrm-start")
+    expect(page.locator("#train-lrm-told")).to_contain_text("Nothing was started: the study is on another base")
+    shows("sd15", fresh, "4000")
+    choose(scenes)
+    page.click("#tab-label-button")
+    page.evaluate(SLOW_LINE)
+    page.click("#tab-train-button")
+    steps.fill("55")  # before the answer has come
+    shows("scenes", "Scenes, as shipped", "55")
+    expect(line).to_have_value(re.compile("--preset scenes .*--steps 55"))
+    assert queue.list_jobs(store) == []
+    store.close()

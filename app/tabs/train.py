@@ -6,9 +6,12 @@ leave and come back, and the training does not care.
 """
 
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
 import gradio as gr
 from gradio.context import Context
+from gradio.events import Dependency
 
 from app import choices, forms, jobs, training
 from app.lab import Lab
@@ -21,6 +24,22 @@ from storage import numbers
 LRM_MAIN = ("train", "lr", "steps", "batch_size")
 LPO_MAIN = ("iterations", "lr", "beta", "t_min")
 FRESH = ("the base model: knows no reward yet", "base")
+CHANGED = (
+    "⚠️ Nothing was started: the study is on another base than the one that this form was filled for. Now it has the "
+    "settings of the new base; look at them and press once more."
+)
+
+
+class Half(NamedTuple):
+    """One of the two forms, for what is done to both."""
+
+    start: Dependency  # the button's event
+    told: Callable  # tells time and command line anew after another event
+    devices: gr.Dropdown
+    pickers: list  # what is chosen beside the settings
+    base: gr.Textbox  # what `_base` said when the settings were filled in
+    filled: list  # what depends on the base's family, preset first
+    values: dict[str, list]  # and what it then is
 
 
 def build(lab: Lab) -> None:
@@ -32,42 +51,73 @@ def build(lab: Lab) -> None:
             with gr.Tabs(elem_id="train-kinds"):
                 with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm", elem_classes="dense") as first:
                     enough = gr.Markdown()
-                    lrm_start, lrm_told, lrm_devices, lrm_init = _lrm_form(lab, chosen)
+                    lrm = _lrm_form(lab, chosen)
                 with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo", elem_classes="dense") as second:
                     gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
-                    lpo_start, lpo_told, lpo_devices, lpo_policy, lpo_lrm = _lpo_form(lab, chosen)
+                    lpo = _lpo_form(lab, chosen)
             imported = train_models.import_form(lab)
         with gr.Column(scale=8, min_width=520, elem_classes="dense"):
             refresh = train_queue.build(lab, chosen)
 
-    def enter(init, policy, lrm, newest, lrm_count, lpo_count):
-        """What changes while the tab is not looked at: labels, checkpoints, and how many devices a worker has counted.
-        A new LRM becomes the judge."""
+    def enter(seen, init, policy, judge, newest, lrm_count, lpo_count):
+        """What changes while the tab is not looked at: the study, labels, checkpoints, and how many devices a worker
+        has counted. A new LRM becomes the judge."""
         lrms, policies = choices.lrms(lab), choices.policies(lab)
         latest = lrms[0][1] if lrms else None
         counts = numbers.counts(lab.store, lab.current_study().id)
         return (
             training.sufficiency(counts, bool(lrms)),
-            kept([*lrms, FRESH], init),
+            seen,
+            _base(lab),
+            kept([*lrms, FRESH], init, lrm.values[family(lab.current_study().base)][1]),
             kept(policies, policy),
-            kept(lrms, lrm if latest == newest else None),
+            kept(lrms, judge if latest == newest else None),
             latest,
             _devices(lab, lrm_count),
             _devices(lab, lpo_count),
         )
 
     # From the page, as the chosen LRM is: a gr.State would be ahead of a choice that is still on its way.
-    newest = gr.Textbox(visible=False)
-    pickers = [lrm_init, lpo_policy, lpo_lrm, newest, lrm_devices, lpo_devices]
-    offered = {"fn": enter, "inputs": pickers, "outputs": [enough, *pickers], **in_turn("train-offered")}
-    entered = tab.select(**offered)
+    newest, seen, base = (gr.Textbox(visible=False) for _ in range(3))
+    pickers = [*lrm.pickers, *lpo.pickers, newest, lrm.devices, lpo.devices]
+
+    def offer(event):
+        """Fresh choices after an event; and if the study is on another base, the settings of that base's family, but
+        for what has been typed since the event."""
+        both = [*lrm.filled, *lpo.filled]
+        event = event(None, both, seen, js="(...values) => JSON.stringify(values)", **QUIET)
+        turns = in_turn("train-offered") | LAST
+        event = event.then(enter, [seen, *pickers], [enough, seen, base, *pickers], **turns)
+        for half, start in ((lrm, 0), (lpo, len(lrm.filled))):
+            js = FOLLOW % (start, json.dumps(half.values))
+            half.told(
+                event.then(None, [seen, base, half.base, *half.filled], [half.base, *half.filled], js=js, **QUIET)
+            )
+        return event
+
+    entered = offer(tab.select)
     for form in (first, second):  # an LRM may have been finished while its own form was looked at
-        form.select(**offered)
-    for event in (entered, lrm_start, lpo_start):
-        refresh(event)
-    lrm_told(entered)
-    lpo_told(entered)
+        offer(form.select)
+    for half in (lrm, lpo):
+        refresh(half.start)
+        offer(half.start.then)
+    refresh(entered)
     imported(entered)
+
+
+# In the browser, from what was there when the server was asked, what it answered, and what is there now.
+FOLLOW = """(seen, base, filled, ...now) => {
+  const before = JSON.parse(seen).slice(%d), own = (%s)[base.split(' ')[0]];
+  if (base === filled) return [];
+  if (now[0] !== before[0]) return [base];
+  return [base, ...now.map((value, i) => JSON.stringify(value) === JSON.stringify(before[i]) ? own[i] : undefined)];
+}"""
+
+
+def _base(lab: Lab) -> str:
+    """The family of the current study's base, and its name."""
+    base = lab.current_study().base
+    return f"{family(base)} {base}"
 
 
 def _devices(lab: Lab, value: int) -> gr.Dropdown:
@@ -85,12 +135,12 @@ def _device_picker(lab: Lab, kind: str) -> gr.Dropdown:
     )  # fmt: skip
 
 
-def _lrm_form(lab: Lab, chosen: gr.State):
+def _lrm_form(lab: Lab, chosen: gr.State) -> Half:
     start = from_preset(LRMConfig, family(lab.current_study().base))
-    options = [*choices.lrms(lab), FRESH]
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lrm")
-        init = gr.Dropdown(options, value=options[0][1], label="start from", scale=12, elem_id="train-lrm-init")
+        options = [*choices.lrms(lab), FRESH]
+        init = gr.Dropdown(options, value=start.init, label="start from", scale=12, elem_id="train-lrm-init")
         devices = _device_picker(lab, "train-lrm")
     form = forms.build(start, leave_out=("base", "init", "pairs", "latent_cache"), first=LRM_MAIN)
 
@@ -98,10 +148,15 @@ def _lrm_form(lab: Lab, chosen: gr.State):
         folder = init if init == FRESH[1] else choices.lrm(lab, _needed(init, "LRM to start from"))
         return {"base": lab.current_study().base, "init": folder, "pairs": "pairs.jsonl"}
 
-    return *_finish(lab, "train-lrm", "Train the LRM", preset, devices, form, [init], fixed, chosen), devices, init
+    half = _finish(lab, "train-lrm", "Train the LRM", preset, devices, form, [init], fixed, chosen)
+    starts = {
+        name: from_preset(LRMConfig, name).init for name in half.values
+    }  # what to start from is the preset's, too
+    values = {name: [values[0], starts[name], *values[1:]] for name, values in half.values.items()}
+    return half._replace(filled=[preset, init, *form.inputs], values=values)
 
 
-def _lpo_form(lab: Lab, chosen: gr.State):
+def _lpo_form(lab: Lab, chosen: gr.State) -> Half:
     start = from_preset(LPOConfig, family(lab.current_study().base))
     lrms, policies = choices.lrms(lab), choices.policies(lab)
     with gr.Row(equal_height=True):
@@ -118,8 +173,7 @@ def _lpo_form(lab: Lab, chosen: gr.State):
             "lrm": choices.lrm(lab, _needed(lrm, "LRM")),
         }
 
-    finished = _finish(lab, "train-lpo", "Train the adapter", preset, devices, form, [policy, lrm], fixed, chosen)
-    return *finished, devices, policy, lrm
+    return _finish(lab, "train-lpo", "Train the adapter", preset, devices, form, [policy, lrm], fixed, chosen)
 
 
 def _preset_picker(lab: Lab, kind: str) -> gr.Dropdown:
@@ -134,9 +188,10 @@ def _needed(value: str | None, what: str) -> str:
     return value
 
 
-def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, pickers: list, fixed, chosen: gr.State):
-    """The lower half of both forms: time, the button and what came of it, command line. Returns the button's event, and
-    a function that tells time and command line anew after another event.
+def _finish(
+    lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, pickers: list, fixed, chosen: gr.State
+) -> Half:
+    """The lower half of both forms: time, the button and what came of it, command line.
 
     `fixed(*pickers' values)` gives the fields that are not in the form.
     """
@@ -159,8 +214,10 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
         except ValueError as error:
             return f"⚠️ {error}", ""
 
-    def begin(devices, *values):
+    def begin(filled, devices, *values):
         """Returns the sentence for the form and the new job's id, which the queue then shows."""
+        if filled != _base(lab):
+            return CHANGED, gr.skip()
         try:
             config = config_of(*values)
         except ValueError:  # beside the button stands which one, and why
@@ -173,6 +230,7 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
             return f"⚠️ {error}", gr.skip()
         return "It is in the queue at the right, and goes on if you close this page.", job
 
+    base = gr.Textbox(_base(lab), visible=False)
     inputs = [devices, *pickers, *form.inputs]
     changed = [component.change for component in [preset, *inputs]]
     telling = {"fn": tell, "inputs": [preset, *inputs], "outputs": [cost, line], **LAST}
@@ -183,5 +241,6 @@ def _finish(lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, 
     shown = {name: form.show(from_preset(CONFIGS[kind], name)) for name in PRESETS[kind]}
     preset.input(None, preset, list(form.inputs), js=f"name => ({json.dumps(shown)})[name]", **QUIET)
     gr.on([each.input for each in [preset, *inputs]], None, None, told, js="() => ''", **QUIET)
-    started = start.click(begin, inputs, [told, chosen], **in_turn(train_queue.TURN))
-    return started, lambda event: event.then(**telling)
+    started = start.click(begin, [base, *inputs], [told, chosen], **in_turn(train_queue.TURN))
+    values = {name: [name, *settings] for name, settings in shown.items()}
+    return Half(started, lambda event: event.then(**telling), devices, pickers, base, [preset, *form.inputs], values)
