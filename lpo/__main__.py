@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import types
@@ -17,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lpo import export_cli, gaps_cli
-from lpo.config import CONFIGS, PRESETS, SOURCES, ConfigError, Policy, Search, from_dict, to_dict
+from lpo.cli_help import BARE, field_help, preset_help
+from lpo.config import CONFIGS, PRESETS, ConfigError, Policy, Search, from_dict, to_dict
+from lpo.options import parse_json
+from lpo.run_dir import unusable
 
 _HELP = {
     "sample": "draw pictures for every prompt and seed",
@@ -40,17 +42,17 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for command, config_class in CONFIGS.items():
         sub = commands.add_parser(
-            command, help=_HELP[command], description=_HELP[command], epilog=_preset_help(command),
+            command, help=_HELP[command], description=_HELP[command], epilog=preset_help(command),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         sub.add_argument("--config", metavar="FILE.json", help="settings as a JSON object")
         sub.add_argument(
-            "--preset", metavar="NAME", help=f"one of {', '.join(PRESETS[command])}; scenes if no --config"
+            "--preset", metavar="NAME", help=f"one of {', '.join(PRESETS[command])}; {BARE} if no --config"
         )
         sub.add_argument("--run-dir", metavar="DIR", help="folder for everything the command writes")
         sub.add_argument("--resume", action="store_true", help="go on with the run in --run-dir, with its own settings")
         for field in dataclasses.fields(config_class):
-            _add_field(sub, field, typing.get_type_hints(config_class)[field.name])
+            _add_field(sub, field, typing.get_type_hints(config_class)[field.name], command)
         if command in ("sample", "trace"):
             _add_search(sub)
     score = commands.add_parser("score", help=_HELP["score"], description=_HELP["score"])
@@ -70,21 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
-    text = field.metadata["help"].replace("%", "%%")
-    if field.metadata["choices"]:
-        text += f" ({', '.join(field.metadata['choices'])})"
+def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any, command: str) -> None:
     if hint is Policy:
-        parser.add_argument("--base", dest="policy.base", help=f"{text}: 'scenes', a folder, .safetensors or hub id")
-        unet = next(f.metadata["help"] for f in dataclasses.fields(Policy) if f.name == "unet")
-        parser.add_argument("--unet", dest="policy.unet", metavar="DIR", help=unet)
+        inner = {each.name: each for each in dataclasses.fields(Policy)}
+        parser.add_argument("--base", dest="policy.base", help=field_help(inner["base"]))
+        parser.add_argument("--unet", dest="policy.unet", metavar="DIR", help=field_help(inner["unet"]))
         parser.add_argument("--adapters", dest="policy.adapters", nargs="*", metavar="PATH[@STRENGTH]",
-                            help="frozen adapters on top of the base")  # fmt: skip
+                            help=field_help(inner["adapters"]))  # fmt: skip
         return
     many = typing.get_origin(hint) is tuple
-    text += f" [default: {field.default if field.default not in ('', ()) else 'none'}]"
     names = [f"--{field.name}"] + ([f"--{field.name.replace('_', '-')}"] if "_" in field.name else [])
-    parser.add_argument(*names, dest=field.name, nargs="*" if many else None, metavar="VALUE", help=text)
+    parser.add_argument(*names, dest=field.name, nargs="*" if many else None, metavar="VALUE",
+                        help=field_help(field, command))  # fmt: skip
 
 
 # The flags of a policy's search, and the fields of Search that they set.
@@ -96,7 +95,9 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search", "an LRM chooses while the policy samples; nothing is trained")
     fields = {field.name: field for field in dataclasses.fields(Search)}
     for flag, name in _SEARCH_FLAGS.items():
-        text = f"{fields[name].metadata['help']} [default: {'none' if flag == 'search' else fields[name].default}]"
+        text = field_help(fields[name])
+        if name == "method":  # of the class a default, of the flag none: plain sampling
+            text = text.rpartition(" [")[0] + " [default: none]"
         names = [f"--{flag}"] + ([f"--{flag.replace('_', '-')}"] if "_" in flag else [])
         group.add_argument(*names, dest=f"search.{name}", metavar="VALUE", help=text)
 
@@ -114,16 +115,6 @@ def _read_search(given: dict, before: dict | None) -> dict | None:
         raise ConfigError(f"{named} describes a search, but none is asked for: add --search best-of-n or steps.")
     hints = typing.get_type_hints(Search)
     return {**(before or {}), **{name: _parse(value, hints[name], name) for name, value in flags.items()}}
-
-
-def _preset_help(command: str) -> str:
-    lines = ["presets, each value with its source:"]
-    for name, values in PRESETS[command].items():
-        lines.append(f"  {name}")
-        lines += [
-            f"    {field} = {json.dumps(value)}   ({SOURCES[command][name][field]})" for field, value in values.items()
-        ]
-    return "\n".join(lines)
 
 
 def _parse(text: str, hint: Any, name: str) -> Any:
@@ -155,14 +146,14 @@ def read_settings(args: argparse.Namespace) -> Any:
     config_class = CONFIGS[args.command]
     hints = typing.get_type_hints(config_class)
     settings: dict = {}
-    preset = args.preset or (None if args.config else "scenes")
+    preset = args.preset or (None if args.config else BARE)
     if preset:
         if preset not in PRESETS[args.command]:
             known = ", ".join(PRESETS[args.command])
             raise ConfigError(f"There is no preset {preset!r} for {args.command}; choose one of {known}.")
         settings |= PRESETS[args.command][preset]
     if args.config:
-        settings |= _read_json(args.config, dict)
+        settings |= _read_config(args.config)
     given = vars(args)
     for name, hint in hints.items():
         value = given.get(name)
@@ -172,7 +163,7 @@ def read_settings(args: argparse.Namespace) -> Any:
                 [_parse(v, inner, name) for v in value] if isinstance(value, list) else _parse(value, hint, name)
             )
     if any(given.get(f"policy.{name}") is not None for name in ("base", "unet", "adapters")):
-        policy = dict(settings.get("policy", {}))
+        policy = _group(settings, "policy")
         for name in ("base", "unet"):
             if given[f"policy.{name}"] is not None:
                 policy[name] = given[f"policy.{name}"]
@@ -180,21 +171,27 @@ def read_settings(args: argparse.Namespace) -> Any:
             policy["adapters"] = [_adapter(text) for text in given["policy.adapters"]]
         settings["policy"] = policy
     if any(given.get(f"search.{name}") is not None for name in _SEARCH_FLAGS.values()):
-        policy = dict(settings.get("policy", {}))
-        settings["policy"] = {**policy, "search": _read_search(given, policy.get("search"))}
+        policy = _group(settings, "policy")
+        settings["policy"] = {**policy, "search": _read_search(given, _group(policy, "search"))}
     return from_dict(config_class, settings)
 
 
-def _read_json(path: str, kind: type) -> Any:
+def _group(settings: dict, name: str) -> dict:
+    """A copy of a group of settings that flags are about to change; empty where there is none. Raises ConfigError."""
+    group = settings.get(name) or {}
+    if not isinstance(group, dict):
+        raise ConfigError(f"{name} is {group!r}, but must be a JSON object.")
+    return dict(group)
+
+
+def _read_config(path: str) -> dict:
     try:
-        data = json.loads(Path(path).read_text())
+        settings = parse_json(Path(path).read_bytes(), f"{path} is not valid JSON.")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid JSON.") from error
-    if not isinstance(data, kind):
-        raise ConfigError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}.")
-    return data
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold a JSON object.")
+    return settings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -204,13 +201,18 @@ def main(argv: list[str] | None = None) -> int:
             build_parser().print_help()
             return 0
         return _run(args)
-    except ValueError as error:  # ConfigError and the other modules' sentences
-        if not str(error) or type(error) is ValueError:
+    except OSError as error:
+        sentence = unusable(error)
+        if sentence is None:
             raise
-        if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
-            # of several processes one speaks; see also Run.fail
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        if not type(error).__module__.startswith("lpo."):  # ConfigError and the like are sentences, others' are not
+            raise
+        sentence = str(error)
+    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
+        # of several processes one speaks; see also Run.fail
+        print(f"error: {sentence}", file=sys.stderr)
+    return 2
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lpo.lrm_trainer import LRMTrainer
 from lpo.prompts import read_prompts
 from lpo.ranks import LostRank, Ranks, join
 from lpo.reward_model import LatentRewardModel
-from lpo.run_dir import Run
+from lpo.run_dir import Run, unusable
 from lpo.sample_commands import run_sample, run_trace
 from lpo.training import run_training
 
@@ -80,7 +81,8 @@ def _guarded(command: str, config: Any, run: Run, ranks: Ranks, resuming: bool) 
             with contextlib.suppress(OSError):  # the log lies on that disk, too
                 run.fail(sentence)
             raise ConfigError(sentence) from error
-        first = run.fail(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        said = (isinstance(error, OSError) and unusable(error)) or str(error).strip() or type(error).__name__
+        first = run.fail(said.splitlines()[0])
         if isinstance(error, LostRank) and not first:
             return 2  # the rank that was lost has said why
         raise
@@ -107,6 +109,11 @@ def score(
     if x.ndim != 4 or t.shape != x.shape[:1] or len(texts) != len(x):
         shapes = f"latents {tuple(x.shape)}, timesteps {tuple(t.shape)}, {len(texts)} prompts"
         raise ConfigError(f"The inputs do not match ({shapes}): N latents (N, C, H, W) need N timesteps and N prompts.")
+    if not x.numel() or not bool(torch.isfinite(x).all()):
+        raise ConfigError(f"The latents {tuple(x.shape)} are empty or not finite: there is nothing to score.")
+    if t.dtype == torch.bool or t.is_complex() or not bool(torch.isfinite(t).all()):
+        raise ConfigError("timesteps must be real, finite numbers: whole or with a fraction.")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     model = LatentRewardModel.from_pretrained(lrm, base, device, dtype)
     if bool((t < 0).any()) or bool((t > model.trunk.last_t).any()):
         raise ConfigError(f"timesteps must lie between 0 and {model.trunk.last_t}.")
@@ -116,6 +123,7 @@ def score(
         require_same(latent_space(model, base), base_fingerprint(base), lrm, base, allow_mismatch)
     with torch.no_grad():
         scores = model.score(x, t, texts, batch_size=64).tolist()
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    Path(out).write_text(json.dumps({"scores": scores}) + "\n")
+    if not all(map(math.isfinite, scores)):
+        raise ConfigError(f"Some scores are not finite: the latents are too large for {dtype}.")
+    Path(out).write_text(json.dumps({"scores": scores}, allow_nan=False) + "\n")
     return 0

@@ -13,8 +13,8 @@ encoder, size), so that no picture is encoded twice and both pictures of a pair 
 import difflib
 import hashlib
 import json
-import math
 import os
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from lpo.options import is_text
 
 REQUIRED = ("id", "prompt", "first", "second", "target")
 KNOWN = (*REQUIRED, "weight", "split")
@@ -71,7 +73,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     line_of_id: dict[str, int] = {}
     split_of_prompt: dict[str, tuple[str, int]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason}); a pairs file is JSON Lines") from error
     for number, line in enumerate(lines, 1):
@@ -96,8 +98,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
 def _parse(line: str, folder: Path, where: str) -> Pair:
     try:
         row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg}); every line is one JSON object") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON; every line is one JSON object") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__} where a JSON object is wanted")
     for key in REQUIRED:
@@ -111,6 +113,8 @@ def _parse(line: str, folder: Path, where: str) -> Pair:
     prompt = row["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
         raise DataError(f"{where}: 'prompt' is {prompt!r}; it must be a text that is not empty")
+    if not is_text(prompt) or not is_text(str(row["id"])):
+        raise DataError(f"{where}: the prompt or id holds a lone surrogate, which is no character")
     target = _number(row, "target", where, "a number from 0 (second chosen) to 1 (first chosen)")
     if not 0.0 <= target <= 1.0:
         raise DataError(f"{where}: 'target' is {target:g}; it must be from 0 (second chosen) to 1 (first chosen)")
@@ -134,8 +138,9 @@ def _parse(line: str, folder: Path, where: str) -> Pair:
 
 def _number(row: dict[str, Any], key: str, where: str, wanted: str) -> float:
     value = row[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{where}: {key!r} is {value!r}; it must be {wanted}")
+    # compared, not converted: a whole number of 400 digits is no float; NaN is above nothing
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise DataError(f"{where}: {key!r} is {repr(value)[:40]}; it must be {wanted}")
     return float(value)
 
 

@@ -23,6 +23,7 @@ from lpo import rng
 from lpo.backbones import Conditioning, load_policy
 from lpo.backbones.latent_space import require_same
 from lpo.config import ConfigError, LPOConfig, to_dict
+from lpo.data import normalise_prompt
 from lpo.diffusion import log_prob
 from lpo.evaluation import HeldOut
 from lpo.losses import lpo_loss
@@ -42,7 +43,7 @@ class LPOTrainer:
         self.config, self.run, self.ranks = config, run, ranks
         self.prompts = read_prompts(config.prompts)
         heldout = read_prompts(config.eval_prompts) if config.eval_prompts else []
-        shared = {p.casefold() for p in self.prompts} & {p.casefold() for p in heldout}
+        shared = {normalise_prompt(p) for p in self.prompts} & {normalise_prompt(p) for p in heldout}
         if shared:
             raise ConfigError(f"{len(shared)} prompts, such as {min(shared)!r}, are both trained on and held out.")
         self.policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)

@@ -51,7 +51,12 @@ class LRMConfig:
         ".safetensors file that has it; 'identity' does without, which takes more training to read prompts",
     )
     guidance_scale: float = opt(
-        7.5, "visual feature enhancement: guidance applied to the mid feature", min=0.0, max=50.0, source="paper"
+        7.5,
+        "visual feature enhancement: guidance applied to the mid feature; for init 'base' only, another start LRM "
+        "keeps the one that it was trained with",
+        min=0.0,
+        max=50.0,
+        source="paper",
     )
     feature_layer: int = opt(
         18,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from dataclasses import field
@@ -51,21 +52,37 @@ def validate(cfg: Any) -> None:
             raise ConfigError(f"{f.name} is {value!r}; choose one of {', '.join(map(str, meta['choices']))}.")
         for number in value if isinstance(value, tuple) else (value,):
             low, high = meta["min"], meta["max"]
+            if isinstance(number, str) and not is_text(number):
+                raise ConfigError(f"{f.name} holds a lone surrogate, which is no character: {ascii(number)[:80]}.")
             if isinstance(number, float) and number != number:
                 raise ConfigError(f"{f.name} is not a number.")
             if (low is not None and number < low) or (high is not None and number > high):
                 told = f"{f.name} is {_short(number)}"
-                raise ConfigError(f"{told}, but must be between {_plain(low)} and {_plain(high)}.")
+                raise ConfigError(f"{told}, but must be between {plain_number(low)} and {plain_number(high)}.")
         if f.name in ("height", "width") and value % 8:
             raise ConfigError(f"{f.name} is {value}, but must be a multiple of 8.")
 
 
+def is_text(value: str) -> bool:
+    """Whether a text can be written down: JSON and command lines may also hold halves of characters (surrogates)."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def parse_json(text: str | bytes, refused: str) -> Any:
+    """JSON from outside. Raises ConfigError with the sentence `refused` also for nesting or numbers without end."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, not UTF-8, more than 4300 digits
+        raise ConfigError(refused) from error
+
+
 def _short(number: float) -> str:
     """A refused number as it was given, but for those with more digits than a person reads."""
-    return str(number) if abs(number) < 1e15 else f"{number:g}"
+    told = str(number)
+    return told if len(told) <= 20 else f"a number of {len(told)} digits"
 
 
-def _plain(bound: float) -> str:
+def plain_number(bound: float) -> str:
     """A bound as a person writes it: 10,000,000 and not 1e+07, but 1e-08 as it is."""
     return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 

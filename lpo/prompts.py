@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from lpo.config import ConfigError
+from lpo.options import ConfigError, is_text, parse_json
 
 
 def read_prompts(path: str | Path, keep_empty: bool = False) -> list[str]:
@@ -13,16 +12,19 @@ def read_prompts(path: str | Path, keep_empty: bool = False) -> list[str]:
     file = Path(path).expanduser()
     if not str(path) or not file.is_file():
         raise ConfigError(f"There is no prompt file {str(path)!r}: give a .json list of strings or a .txt file.")
+    refused = f"{path} is not a readable prompt file: give a .json list of strings or a .txt file, both in UTF-8."
     try:
-        text = file.read_text()
-        prompts = json.loads(text) if file.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not a readable prompt file: give a .json list of strings or a .txt file."
-        ) from error
+        if file.suffix == ".json":
+            prompts = parse_json(file.read_bytes(), refused)
+        else:
+            prompts = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(refused) from error
     if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
         raise ConfigError(f"{path} must hold a JSON list of strings.")
-    prompts = list(prompts) if keep_empty else [p.strip() for p in prompts if p.strip()]
+    if broken := next((p for p in prompts if not is_text(p)), None):
+        raise ConfigError(f"{path} holds a lone surrogate, which is no character: {ascii(broken)[:80]}.")
+    prompts = prompts if keep_empty else [p.strip() for p in prompts if p.strip()]
     if not prompts:
         raise ConfigError(f"{path} holds no prompts.")
     return prompts

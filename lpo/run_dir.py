@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lpo.config import ConfigError
+from lpo.options import parse_json
 
 STOPPED = 3  # exit code: stopped, resumable
 MAIN_FIRST = 0.5  # seconds for which another rank that fails lets the main one speak, which may fail alike
@@ -61,8 +62,12 @@ class Run:
         for folder in ("samples", "checkpoints", "state"):
             (run.path / folder).mkdir(exist_ok=True)
         log = run.path / "log.txt"
-        run._said = len(log.read_text()) if log.exists() else 0
-        return run, json.loads((run.path / "config.json").read_text())
+        run._said = len(_said_in(log))
+        stored = run.path / "config.json"
+        config = parse_json(stored.read_bytes(), f"{stored} is damaged: it is not valid JSON; start a new run.")
+        if not isinstance(config, dict):
+            raise ConfigError(f"{stored} is damaged: it holds no JSON object; start a new run.")
+        return run, config
 
     @property
     def samples(self) -> Path:
@@ -82,7 +87,7 @@ class Run:
             return
         stamp = datetime.datetime.now().isoformat(timespec="seconds")
         print(text, flush=True)
-        with open(self.path / "log.txt", "a") as file:
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
             file.write(f"{stamp} {text}\n")
 
     def fail(self, sentence: str) -> bool:
@@ -91,10 +96,10 @@ class Run:
         if not self.writes:
             time.sleep(MAIN_FIRST)
         log = self.path / "log.txt"
-        said = log.read_text()[self._said :].splitlines() if log.exists() else []
+        said = _said_in(log)[self._said :].splitlines()
         if said and said[-1].startswith("error: "):
             return False
-        with open(log, "a") as file:
+        with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"error: {sentence}\n")
         if not self.writes:  # the command line speaks for the main rank only
             print(f"error: {sentence}", file=sys.stderr, flush=True)
@@ -160,6 +165,17 @@ class Run:
         finally:
             for number, old in before.items():
                 signal.signal(number, old)
+
+
+def unusable(error: OSError) -> str | None:
+    """One sentence on a path that cannot be read or written; None if the error is not about a path."""
+    if error.filename is None:
+        return None
+    return f"{error.filename} cannot be used ({error.strerror}): choose another path."
+
+
+def _said_in(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,11 @@ from lpo.options import ConfigError, opt, ordered, validate
 from lpo.policy import Policy, searchable
 
 
+def _different(seeds: tuple[int, ...]) -> None:
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds are {', '.join(map(str, seeds[:20]))}: name each once, its pictures are the same.")
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """`sample`: pictures for every prompt x every seed."""
@@ -18,8 +23,9 @@ class SampleConfig:
     )
     prompts: tuple[str, ...] = opt((), "the prompts, or one path of a .json or .txt prompt file", main=True)
     seeds: tuple[int, ...] = opt(
-        (0,), "a picture per prompt and seed; a seed is the same noise for every policy", main=True
-    )
+        (0,), "a picture per prompt and seed; a seed is the same noise for every policy",
+        min=0, max=2**63 - 1, main=True,
+    )  # fmt: skip
     steps: int = shared.steps()
     guidance_scale: float = shared.guidance()
     eta: float = shared.eta(0.0)
@@ -37,6 +43,7 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        _different(self.seeds)
         searchable(self.policy, self.eta)
 
 
@@ -49,7 +56,7 @@ class TraceConfig:
     )
     lrm: tuple[str, ...] = opt(("scenes",), "LRM folders that score the trace; 'scenes' is the shipped one", main=True)
     prompt: str = opt("", "the prompt to follow", main=True)
-    seeds: tuple[int, ...] = opt((0,), "one trajectory per seed", main=True)
+    seeds: tuple[int, ...] = opt((0,), "one trajectory per seed", min=0, max=2**63 - 1, main=True)
     steps: int = shared.steps()
     guidance_scale: float = shared.guidance()
     eta: float = shared.eta(1.0)
@@ -77,6 +84,7 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        _different(self.seeds)
         if self.siblings == 1:
             raise ConfigError("siblings is 1: one candidate cannot be compared; use 0 (none) or 2 and more.")
         ordered(self, "threshold_min", "threshold_max")

@@ -140,7 +140,7 @@ ORDER = [
     {"lpo/export_names.py", "lpo/export_base.py"},
     {"lpo/export_layers.py", "lpo/export_metadata.py", "lpo/export_card.py", "lpo/export.py", "lpo/export_cli.py",
      "lpo/model_check.py", "lpo/gaps_cli.py"},
-    {"lpo/commands.py", "lpo/sample_commands.py", "lpo/__main__.py"},
+    {"lpo/commands.py", "lpo/sample_commands.py", "lpo/cli_help.py", "lpo/__main__.py"},
 ]
 
 

@@ -13,11 +13,11 @@ from types import MappingProxyType
 
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lpo.backbones.lora_files import read_lora
 from lpo.config import Adapter, ConfigError
@@ -32,9 +32,7 @@ class AdapterStack:
     ({"text_encoder": ...}): which are loaded, which are active, which one trains (on the denoiser only).
     """
 
-    def __init__(
-        self, net: torch.nn.Module, prefix: str, text_encoders: Mapping[str, torch.nn.Module] = MappingProxyType({})
-    ):
+    def __init__(self, net: nn.Module, prefix: str, text_encoders: Mapping[str, nn.Module] = MappingProxyType({})):
         self.net, self.prefix = net, prefix
         self.parts = {prefix: net, **text_encoders}
         self.loaded: dict[tuple[str, int], str] = {}  # (weights file, its mtime) -> adapter name
@@ -86,10 +84,11 @@ class AdapterStack:
         return name
 
     def _load_part(
-        self, prefix: str, part: torch.nn.Module, weights: dict[str, Tensor], scaling: dict | None, name: str
+        self, prefix: str, part: nn.Module, weights: dict[str, Tensor], scaling: dict | None, name: str
     ) -> None:
         """Give one network its share of an adapter. Raises ValueError unless every layer of it found its place."""
         if part is self.net:
+            _require_shapes(part, prefix, weights)  # the libraries print a line for every layer that differs
             part.load_lora_adapter(weights, prefix=prefix, adapter_name=name, metadata=scaling)
         else:
             StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(
@@ -100,7 +99,9 @@ class AdapterStack:
             raise ValueError(f"{len(weights)} matrices, but {placed} layers")
 
     def add_trainable(self, rank: int, targets: Sequence[str], seed: int) -> None:
-        """A fresh LoRA of `rank` (alpha = rank): A gaussian with std 1/rank, keyed by seed and layer; B zero; fp32."""
+        """A fresh LoRA of `rank` (alpha = rank): A gaussian with std 1/rank, keyed by seed and layer; B zero; fp32.
+        Raises ConfigError unless every target names layers that can have one."""
+        require_layers(self.net, self.prefix, targets)
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian")
         self.net.add_adapter(config, adapter_name=TRAINABLE)
         self.has_trainable = True
@@ -111,7 +112,7 @@ class AdapterStack:
                     parameter.copy_(normal(tuple(parameter.shape), seed, "lora", name) / rank)
         self._activate(with_trainable=True)
 
-    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.net.named_parameters() if f".{TRAINABLE}." in name}
 
     def _activate(self, with_trainable: bool) -> None:
@@ -145,6 +146,33 @@ class AdapterStack:
         save_file(named, path / LORA_FILE, metadata={"format": "pt"})
 
 
-def lora_layers(net: torch.nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+def require_layers(net: nn.Module, prefix: str, targets: Sequence[str]) -> None:
+    """Raises ConfigError unless every target is the end of the paths of linear layers or convolutions of `net`."""
+    if not targets:
+        raise ConfigError("lora_targets is empty: name the layers that get a LoRA, such as to_q.")
+    for target in targets:
+        found = [layer for path, layer in net.named_modules() if f".{path}".endswith(f".{target}")]
+        if not target or not found or not all(isinstance(each, (nn.Linear, nn.Conv2d, LoraLayer)) for each in found):
+            raise ConfigError(
+                f"lora_targets names {target!r}, but the {prefix} has no such linear layers or convolutions: "
+                "choose among to_q, to_k, to_v, to_out.0 and the like."
+            )
+
+
+def _require_shapes(net: nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
+    """Raises ValueError if `net` lacks a layer of a LoRA, or has it in another shape."""
+    layers = dict(net.named_modules())
+    for key, matrix in convert_unet_state_dict_to_peft(weights).items():
+        path, _, side = key.removeprefix(f"{prefix}.").partition(".lora_")
+        layer = layers[path].get_base_layer() if isinstance(layers.get(path), LoraLayer) else layers.get(path)
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            raise ValueError(f"{key}: no such linear layer or convolution")
+        weight = layer.weight
+        fits = matrix.shape[1:] == weight.shape[1:] if side.startswith("A") else len(matrix) == len(weight)
+        if not fits:
+            raise ValueError(f"{key}: {tuple(matrix.shape)} for {tuple(weight.shape)}")
+
+
+def lora_layers(net: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     """(path, layer) of every layer that carries a LoRA, active or not."""
     return ((path, layer) for path, layer in net.named_modules() if isinstance(layer, LoraLayer))

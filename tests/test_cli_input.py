@@ -1,0 +1,210 @@
+"""Whatever a person gives the command line: help that tells the truth, and one sentence for bad input."""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lpo.__main__ import build_parser, main, read_settings
+from lpo.backbones import load_policy
+from lpo.cli_help import field_help
+from lpo.config import CONFIGS, SOURCES, ConfigError, LPOConfig, Policy
+from lpo.data import DataError, read_pairs
+from lpo.lpo_trainer import LPOTrainer
+from lpo.prompts import read_prompts
+from lpo.run_dir import Run
+from tests.test_lpo_cli import BASE, LRM
+
+DEEP = "[" * 100_000
+SURROGATE = '"\\ud800"'
+
+
+def help_of(command: str) -> dict[str, str]:
+    """{flag: its help} as a person reads it, percent signs and all."""
+    choices = build_parser()._subparsers._group_actions[0].choices[command]._actions
+    return {action.dest: action.help % {} for action in choices if action.help is not argparse.SUPPRESS}
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_help_tells_range_source_and_what_a_bare_call_uses(command):
+    bare, texts = read_settings(build_parser().parse_args([command])), help_of(command)
+    for field in dataclasses.fields(CONFIGS[command]):
+        if field.name == "policy":
+            continue
+        text, source = texts[field.name], SOURCES[command]["scenes"].get(field.name, "")
+        value = getattr(bare, field.name)
+        written = " ".join(value) if field.type == "tuple[str, ...]" else value
+        told = text.partition("[default: ")[2].removesuffix("]")
+        assert source in told and (field.metadata["source"] in told or value == field.default), text
+        if isinstance(value, bool) or value is None:
+            assert told.startswith(str(value).lower())
+        elif isinstance(value, int | float):
+            assert float(told.partition(" (")[0]) == pytest.approx(value)
+        elif isinstance(written, str):
+            assert told.startswith(written or "empty")
+        if field.metadata["max"] is not None:
+            assert " to " + f"{field.metadata['max']:,}".removesuffix(".0") in text
+    assert "[default: scenes" in texts.get("policy.base", texts.get("base"))
+
+
+def test_help_says_both_where_a_bare_call_and_the_field_differ():
+    texts = help_of("train-lrm")
+    assert "; 1 to 10,000,000 [default: 100 (measured at 90: 90 seconds on one core); " in texts["steps"]
+    assert texts["steps"].endswith("; with --config and no --preset: 4000 (paper, SD1.5)]")
+    assert "0 to 50" in texts["guidance_scale"] and "init 'base' only" in texts["guidance_scale"]
+    assert "[default: empty]" in field_help(next(f for f in dataclasses.fields(Policy) if f.name == "unet"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A folder with one of everything that is wrong, and of what is right."""
+    (tmp_path / "folder").mkdir()
+    latents, at = torch.zeros(1, 4, 16, 16), torch.tensor([1])
+    tensors = {
+        "good": (latents, at), "empty": (torch.zeros(1, 4, 0, 0), at), "nan": (latents * float("nan"), at),
+        "nan_t": (latents, torch.tensor([float("nan")])), "bool_t": (latents, torch.tensor([True])),
+        "huge": (latents + 3e38, at),
+    }  # fmt: skip
+    for name, (x, t) in tensors.items():
+        save_file({"latents": x, "timesteps": t}, tmp_path / f"{name}.safetensors")
+    texts = {
+        "one.json": '["the cat"]', "deep.json": DEEP, "lone.json": f"[{SURROGATE}]", "file": "x",
+        "digits.json": "9" * 5000, "policy.json": '{"policy": "scenes"}',
+        "search.json": '{"policy": {"search": "steps"}}',
+        "lone_config.json": f'{{"prompt": {SURROGATE}}}', "big.json": '{"steps": 1' + "0" * 400 + "}",
+        "latin.json": '["caf\xe9"]',
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+    for name, text in {"list": "[]", "broken": "{", "latin": '{"a": "\xe9"}', "deep": DEEP}.items():
+        (tmp_path / f"run_{name}").mkdir()
+        (tmp_path / f"run_{name}" / "config.json").write_bytes(text.encode("latin-1"))
+    return tmp_path
+
+
+TRAIN = ["train-lpo", "--base", BASE, "--lrm", LRM, "--prompts", "{tmp}/one.json", "--run-dir", "{tmp}/run"]
+SCORE = ["score", "--lrm", LRM, "--base", BASE, "--device", "cpu"]
+GOOD = ["--latents", "{tmp}/good.safetensors", "--prompts", "{tmp}/one.json"]
+RUN = ["--run-dir", "{tmp}/run"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([*SCORE, *GOOD, "--out", "{tmp}/folder"], "folder cannot be used (Is a directory)"),
+        ([*SCORE, *GOOD, "--out", "{tmp}/file/out.json"], "file cannot be used"),
+        ([*SCORE, *GOOD, "--out", "/proc/out.json"], "/proc/out.json cannot be used"),
+        *(
+            ([*SCORE, "--latents", f"{{tmp}}/{name}.safetensors", *GOOD[2:], "--out", "{tmp}/o"], words)
+            for name, words in {"empty": "empty", "nan": "not finite", "huge": "not finite",
+                                "nan_t": "timesteps must be", "bool_t": "timesteps must be"}.items()
+        ),
+        *(
+            ([*SCORE, *GOOD[:3], f"{{tmp}}/{name}.json", "--out", "{tmp}/o"], words)
+            for name, words in {"deep": "not a readable prompt file", "digits": "not a readable prompt file",
+                                "lone": "lone surrogate", "latin": "both in UTF-8"}.items()
+        ),
+        (["sample", "--prompts", "x", "--run-dir", "{tmp}/file"], "cannot be used (Not a directory)"),
+        (["sample", "--prompts", "x", "--run-dir", "/proc/run"], "/proc/run cannot be used"),
+        (["sample", "--prompts", "x", "--run-dir", "{tmp}/" + "r" * 300], "File name too long"),
+        (["sample", *RUN, "--prompts", "x", "--seeds", "-1"], "seeds is -1, but must be between 0"),
+        (["trace", *RUN, "--prompt", "x", "--seeds", "0", "0"], "name each once"),
+        (["sample", *RUN, "--prompts", "x", "--config", "{tmp}/policy.json", "--base", "b"], "policy is 'scenes'"),
+        (["sample", *RUN, "--prompts", "x", "--config", "{tmp}/search.json", "--candidates", "2"], "search is 'steps'"),
+        (["trace", *RUN, "--config", "{tmp}/deep.json"], "not valid JSON"),
+        (["trace", *RUN, "--config", "{tmp}/lone_config.json"], "prompt holds a lone surrogate"),
+        (["trace", *RUN, "--prompt", "x", "--config", "{tmp}/big.json"], "steps is a number of 401 digits"),
+        (["sample", *RUN, "--prompts", "\udcff"], "prompts holds a lone surrogate"),
+        *(
+            (["trace", "--resume", "--run-dir", f"{{tmp}}/run_{name}"], "config.json is damaged")
+            for name in ("list", "broken", "latin", "deep")
+        ),
+        ([*TRAIN, "--lora_targets", "zzz"], "lora_targets names 'zzz'"),
+        ([*TRAIN, "--lora_targets"], "lora_targets is empty"),
+        ([*TRAIN, "--lora_targets", "down_blocks"], "lora_targets names 'down_blocks'"),
+    ],
+)  # fmt: skip
+def test_bad_paths_and_bad_files_get_one_sentence(files, capsys, argv, words):
+    assert main([a.replace("{tmp}", str(files)) for a in argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and words in said
+    log = files / "run" / "log.txt"
+    assert not log.exists() or log.read_text().splitlines()[-1] == said.rstrip("\n")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two pictures, and a way to write a pairs file of one line that differs from a good one."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+
+    def write(prompt='"the cat"', target="1", key='"1"', before=b""):
+        line = f'{{"id": {key}, "prompt": {prompt}, "first": "a.png", "second": "b.png", "target": {target}}}\n'
+        (tmp_path / "pairs.jsonl").write_bytes(before + line.encode())
+        return tmp_path / "pairs.jsonl"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"target": "1" + "0" * 400}, "'target' is 1000"),
+        ({"target": "9" * 5000}, "not valid JSON"),
+        ({"target": "NaN"}, "'target' is nan"),
+        ({"target": "-Infinity"}, "'target' is -inf"),
+        ({"target": DEEP}, "not valid JSON"),
+        ({"prompt": SURROGATE}, "lone surrogate"),
+        ({"key": SURROGATE}, "lone surrogate"),
+        ({"before": b"\xff"}, "not UTF-8"),
+    ],
+)
+def test_bad_lines_of_pairs_get_one_sentence(pairs, line, words):
+    with pytest.raises(DataError, match=words) as caught:
+        read_pairs(pairs(**line))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_folders_that_are_files_and_files_that_are_folders_get_one_sentence(pairs, tmp_path, capsys):
+    train = ["train-lrm", "--base", BASE, "--init", LRM, "--pairs", str(pairs()), "--device", "cpu", "--latent_cache"]
+    gaps = ["gaps", "--pairs", str(pairs()), "--clip", str(tmp_path), "--out"]
+    for argv in ([*train, str(tmp_path / "a.png"), "--run-dir", str(tmp_path / "run")], [*gaps, str(tmp_path)]):
+        assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert " cannot be used (" in said and said.count("\n") == 1
+
+
+def test_an_adapter_of_another_size_prints_one_sentence_and_nothing_else(tmp_path, capfd):
+    wide = load_policy(Policy("scenes"), "cpu")
+    wide.add_trainable_adapter(2, ["to_q", "to_k", "to_v", "to_out.0"], 0)
+    wide.adapters.save(tmp_path / "wide")
+    capfd.readouterr()
+    assert main(["check", "--adapter", str(tmp_path / "wide"), "--base", BASE]) == 2
+    said = capfd.readouterr()
+    assert "was made for another architecture" in said.err and (said.err + said.out).count("\n") == 1
+
+
+def test_two_spellings_of_a_prompt_do_not_stand_on_both_sides(tmp_path):
+    (tmp_path / "train.txt").write_text("A red  ball.\nthe cat")
+    (tmp_path / "heldout.txt").write_text("a red ball")
+    config = LPOConfig(prompts=str(tmp_path / "train.txt"), eval_prompts=str(tmp_path / "heldout.txt"))
+    with pytest.raises(ConfigError, match="'a red ball', are both trained on and held out"):
+        LPOTrainer(config, Run(tmp_path))
+
+
+def test_text_is_utf_8_with_or_without_a_mark_whatever_the_locale(pairs, tmp_path):
+    for name, text in {"p.txt": "ein Caf\xe9", "p.json": '["ein Caf\xe9"]'}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert read_prompts(tmp_path / name) == ["ein Caf\xe9"]
+    assert read_pairs(pairs(before=b"\xef\xbb\xbf"))[0].prompt == "the cat"
+    (tmp_path / "p.txt").write_text("ein Caf\xe9", encoding="utf-8")
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    code = f"from lpo.prompts import read_prompts; print(ascii(read_prompts({str(tmp_path / 'p.txt')!r})))"
+    said = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, check=True)
+    assert said.stdout == "['ein Caf\\xe9']\n"
