@@ -24,6 +24,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 ANNOTATOR_COOKIE = "preference_lab_annotator"
 LOGIN_COOKIE = "preference_lab_login"
 YEAR = 365 * 24 * 3600
+KEY_BYTES = 32
 LOGIN_SECONDS = 30 * 24 * 3600
 LOGIN_PATH = "/login"
 
@@ -76,13 +77,19 @@ def _encode(raw: bytes) -> str:
 
 
 def _read_or_make_key(path: Path) -> bytes:
+    """A key that is empty or cut short, as after a crash while it was written, would let anybody forge a name: such a
+    one is replaced, and every browser asked for name and password anew."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-        os.replace(temporary, path)
+    if path.exists() and len(key := path.read_bytes()) == KEY_BYTES:
+        return key
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
     return path.read_bytes()
 
 

@@ -1,5 +1,6 @@
 """Cookies, the password, Host and Origin: what the guard lets through and what it does not."""
 
+import os
 import stat
 
 import pytest
@@ -53,6 +54,21 @@ def test_a_signed_value_comes_back_and_nothing_else_does(signer, tmp_path):
 def test_the_key_is_for_its_owner_only(tmp_path):
     Signer(tmp_path)
     assert stat.S_IMODE((tmp_path / "cookie.key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("left", [b"", b"short", b"x" * 31])
+def test_a_key_that_was_cut_short_is_no_key(tmp_path, left):
+    key = tmp_path / "cookie.key"
+    key.write_bytes(left)
+    key.chmod(0o644)
+    (tmp_path / f"cookie.{os.getpid()}").write_bytes(b"of a crash")
+    guessed = Signer.__new__(Signer)
+    guessed._key = left
+    signer = Signer(tmp_path)
+    assert signer.read(guessed.sign("Ada")) is None
+    assert Signer(tmp_path).read(signer.sign("Ada")) == "Ada"
+    assert len(key.read_bytes()) == 32 and stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert sorted(tmp_path.iterdir()) == [key]
 
 
 @pytest.mark.parametrize(
