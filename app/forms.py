@@ -5,6 +5,7 @@ the page, the command line and a JSON file refuse the same values with the same 
 """
 
 import dataclasses
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -104,9 +105,17 @@ def parse(name: str, hint: Any, value: Any) -> Any:
     return _number(name, value) if kind is float else value
 
 
+GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")  # 10,000,000 as our own sentences write it
+
+
 def _number(name: str, value: Any, whole: bool = False) -> float | int:
+    """A comma parts thousands, or stands for the point of a fraction; 1,000 could be either, and is a thousand."""
+    text = str(value).strip()
+    text = text.replace(",", "") if GROUPED.fullmatch(text) else text.replace(",", ".")
     try:
-        number = float(str(value).replace(",", "."))
+        if whole and re.fullmatch(r"[+-]?\d+", text):
+            return int(text)  # not by way of a float, which would round beyond 2^53
+        number = float(text)
     except ValueError:
         example = "20" if whole else "0.0001 or 1e-4"
         raise ConfigError(f"{name} is {value!r}, but must be a number such as {example}.") from None

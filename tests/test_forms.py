@@ -79,6 +79,13 @@ def test_a_number_that_may_be_left_out_is_no_number_box():
 def test_numbers_as_people_type_them():
     assert forms.parse("lr", float, "6e-5") == 6e-5
     assert forms.parse("lr", float, "0,5") == 0.5
+    assert forms.parse("beta", float, "1,000") == 1000 and forms.parse("beta", float, "-1,234,567.5") == -1234567.5
+    assert forms.parse("beta", float, "0,125") == 0.125 and forms.parse("beta", float, "12,50") == 12.5
+    assert forms.parse("height", int | None, "1,024") == 1024
+    assert forms.parse("seed", int, 2**53 + 1) == forms.parse("seed", int, str(2**53 + 1)) == 2**53 + 1
+    for text in ("1,00,000", "1.000,5", "9" * 5000):
+        with pytest.raises(ConfigError, match="beta is .*must be"):
+            forms.parse("beta", int, text)
     assert forms.parse("height", int | None, "") is None
     assert forms.parse("seeds", tuple[int, ...], "3\n 4 \n\n5") == [3, 4, 5]
 
