@@ -124,12 +124,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def command(kind: str, preset: str, config: LRMConfig | LPOConfig, processes: int = 1) -> str:
-    """The command line that does the same, with the label snapshot or the prompt files as the export names them."""
+def command(kind: str, preset: str, config: LRMConfig | LPOConfig, processes: int = 1, heldout: bool = False) -> str:
+    """The command line that does the same, with the label snapshot or the prompt files as a job's run folder names
+    them; `heldout` says whether the study has held-out prompts."""
     start = ["python", "-m", "lpo"]
     if processes > 1:
         start = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(processes), "-m", "lpo"]
     files = {"train-lrm": ["--pairs", "pairs.jsonl"], "train-lpo": ["--prompts", "prompts.json"]}[kind]
+    if kind == "train-lpo" and heldout:
+        files += ["--eval_prompts", "eval_prompts.json"]
     flags = to_args(config, from_preset(CONFIGS[kind], preset))
     for name in ("--pairs", "--prompts"):
         if name in flags:

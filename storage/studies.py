@@ -154,6 +154,13 @@ def study_prompts(store: Storage, study_id: int, split: str | None = None) -> li
         return list(session.exec(query if split is None else query.where(StudyPrompt.split == split)))
 
 
+def has_prompts(store: Storage, study_id: int, split: str) -> bool:
+    """Whether the study has any prompt of a split, without reading them."""
+    with store.reader() as session:
+        query = select(StudyPrompt).where(StudyPrompt.study_id == study_id, StudyPrompt.split == split)
+        return session.exec(query.limit(1)).first() is not None
+
+
 def add_pair(store: Storage, study_id: int | None, prompt_id: int, first_id: int, second_id: int, origin: str) -> Pair:
     """The pair of these two pictures, put at the end of the study's queue. The same two pictures are one pair, so
     `first_id` of what comes back may be the picture given as second. `origin` is e.g. "queue", "form", "import"."""

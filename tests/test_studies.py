@@ -59,6 +59,8 @@ def test_only_what_fits_the_base_is_offered_and_nothing_is_mixed(lab):
     assert choices.policy(lab, str(mine.id)) == {"base": TINY, "adapters": [{"path": "/b", "strength": 1.0}]}
     lab.choose_study(scenes.id)
     assert choices.adapters(lab) == [("LPO 1", value)]
+    assert [studies.has_prompts(lab.store, tiny.id, split) for split in ("train", "heldout")] == [True, True]
+    assert not studies.has_prompts(lab.store, studies.create_study(lab.store, "Empty").id, "heldout")
     assert [name for name, _ in choices.lrms(lab)] == ["LRM 2", "LRM 1", "Scenes, as shipped"]
 
 

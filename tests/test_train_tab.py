@@ -44,6 +44,9 @@ def test_the_command_line_says_what_differs_from_the_preset():
     line = training.command("train-lpo", "scenes", from_preset(LPOConfig, "scenes", policy=policy))
     assert "'runs/a b/final@1'" in line
     assert line.startswith("python -m lpo train-lpo --preset scenes --prompts prompts.json ")
+    assert "--eval_prompts" not in line
+    line = training.command("train-lpo", "scenes", from_preset(LPOConfig, "scenes"), heldout=True)
+    assert "--prompts prompts.json --eval_prompts eval_prompts.json --run-dir" in line
 
 
 def write_run(lab, kind, rows, result=None, **config):

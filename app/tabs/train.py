@@ -19,7 +19,7 @@ from app.tabs import train_models, train_queue
 from app.tabs.events import LAST, ONCE, QUIET, in_turn, kept
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
 from lpo.preflight import family
-from storage import numbers
+from storage import numbers, studies
 
 LRM_MAIN = ("train", "lr", "steps", "batch_size")
 LPO_MAIN = ("iterations", "lr", "beta", "t_min")
@@ -210,7 +210,9 @@ def _finish(
     def tell(preset, devices, *values):
         try:
             config = config_of(*values)
-            return training.estimate(lab, kind, config, devices), training.command(kind, preset, config, devices)
+            heldout = studies.has_prompts(lab.store, lab.current_study().id, "heldout")
+            same = training.command(kind, preset, config, devices, heldout)
+            return training.estimate(lab, kind, config, devices), same
         except ValueError as error:
             return f"⚠️ {error}", ""
 
