@@ -250,11 +250,12 @@ def judge_words(shown: dict) -> str:
         return ""
     a, b = [row["judge_a"] for row in scored], [row["judge_b"] for row in scored]
     gap = paired_difference(a, b, [row["prompt"] for row in scored])
-    meaning = "no clear difference" if gap.low <= 0 <= gap.high else "a clear difference"
+    better = shown["a"] if gap.value > 0 else shown["b"]
+    meaning = "no clear difference" if gap.low <= 0 <= gap.high else f"a clear difference: {better} does better"
     return (
         "The Scenes judge, which checks the pictures against their prompts, gives "
-        f"{shown['a']} {sum(a) / len(a):.3f} and {shown['b']} {sum(b) / len(b):.3f} of 1: "
-        f"difference {gap.value:+.3f}, 95 % interval {gap.low:+.3f} to {gap.high:+.3f}, {meaning}."
+        f"{shown['a']} {sum(a) / len(a):.3f} and {shown['b']} {sum(b) / len(b):.3f} of at most 1. {shown['a']} minus "
+        f"{shown['b']} is {gap.value:+.3f}, 95 % interval {gap.low:+.3f} to {gap.high:+.3f}, {meaning}."
     )
 
 

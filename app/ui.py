@@ -34,6 +34,12 @@ footer { display: none !important; }
 .wrap-inner:not(:has(.token)) .icon-wrap { inset-inline-end: 8px !important; }
 .gradio-container :is(button, a):focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 .gradio-container :is([role=tab], .tq-row):focus-visible { outline-offset: -2px; }
+/* On a phone all five tabs fit, and both forms of Train: nobody looks for them behind "…". */
+@media (max-width: 480px) {
+  .tab-container button { padding-inline: 7px !important; }
+  .row > button { align-self: center; }
+  .row > .beside-button { flex: 1 1 100%; }
+}
 """
 # A double click starts one thing: buttons of the class events.ONCE do not hear its second half.
 JS = """() => document.addEventListener('click', (event) => {

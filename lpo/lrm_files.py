@@ -97,7 +97,7 @@ def _load_own(folder: Path, dtype: torch.dtype) -> LatentRewardModel:
 
 def _load_official(folder: Path, base: str | None, dtype: torch.dtype) -> LatentRewardModel:
     if not base:
-        raise ConfigError(f"{folder} is an official LRM folder: name its base model too (--base), for the tokenizer.")
+        raise ConfigError(f"{folder} is an official LRM folder: name its base model too, for the tokenizer.")
     source = resolve_base(base)
     _require_own_base(folder, base, config_folder(source))
     try:
@@ -131,8 +131,8 @@ def _require_own_base(folder: Path, base: str, source: str) -> None:
         ) from error
     if any(ours.get(k) != theirs.get(k) for k in ("cross_attention_dim", "addition_embed_type")):
         raise ConfigError(
-            f"The official LRM {folder} was not trained from {base}, whose text encoder is another: name its own base, "
-            f"as {folder}@BASE or with --base."
+            f"The official LRM {folder} was not trained from {base}, whose text encoder is another: name its own base "
+            f"model (on the command line as {folder}@BASE or with --base)."
         )
 
 

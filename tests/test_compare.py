@@ -170,7 +170,7 @@ def test_a_fixed_vote_from_sampling_to_verdict(lab, run, voter):
     assert "evidence that LPO 1, step 60 is preferred to base" in html.lower() or "Evidence" in html
     assert all(brightness(lab, each["a"]) == 10 and brightness(lab, each["b"]) == 240 for each in shown["rows"])
     assert sorted(each["vote"] for each in shown["rows"]) == ["a"] + ["b"] * 9
-    assert "difference -0.902" in html  # (10 - 240) / 255
+    assert "is -0.902" in html  # (10 - 240) / 255
     assert comparisons.verdict_words(lab, row) == "LPO 1, step 60 preferred (90%)"
     # the votes are labels of the study
     assert {pair.pair_id for pair in labels_of(lab, row)} == {v["pair_id"] for v in row.result["votes"]}

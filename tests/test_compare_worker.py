@@ -132,4 +132,4 @@ def test_judge_scores_wait_for_the_verdict(lab, store, monkeypatch):
     shown = comparisons.rows(lab, row)
     assert all(r["judge_b"] > r["judge_a"] for r in shown["rows"] if r["prompt"] in scenes)
     assert [r["judge_a"] for r in shown["rows"] if r["prompt"] == "a tax return"] == [None]
-    assert "a clear difference" in comparisons.judge_words(shown)
+    assert f"a clear difference: {shown['b']} does better" in comparisons.judge_words(shown)

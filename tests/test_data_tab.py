@@ -168,11 +168,19 @@ def test_listing_pages_and_sentences(lab, store, filled):
     value, words, number, *_ = data.listed(lab, 7, *plain, None, None)
     assert value["kind"] == "pairs" and len(value["items"]) == 6
     assert (words, number) == ("6 pairs.", 0)  # a page past the end falls back to the last one
+    nothing = data.listed(lab, 0, "Pairs", "no such words", *plain[2:], None, None)[0]
+    assert nothing["items"] == [] and "Nothing matches" in nothing["empty"]
     with pytest.raises(ValueError, match="first day lies after"):
         data.listed(lab, 0, *plain, 2e9, 1e9)
     head = data.overview(lab, filled.study.id)
     assert "1 ties, 0 both bad, 0 skipped; 1 simulated" in head
     assert "agreement with oneself" in head
+
+
+@pytest.mark.parametrize(("kind", "words"), [("Pictures", "No pictures yet"), ("Labels", "No label yet")])
+def test_an_empty_lab_says_what_to_do_first(lab, kind, words):
+    value = data.listed(lab, 0, kind, "", lab.current_study().id, 0, "any", "any", "any", "any", None, None)[0]
+    assert value["empty"].startswith(words) and "Label tab" in value["empty"]
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("zip", 6), ("parquet", 4)])  # parquet: one row an answer

@@ -69,7 +69,7 @@ function draw() {
   if (!props.value) return; // nothing was looked for yet
   const { kind, items } = props.value;
   if (!items.length) {
-    root.replaceChildren(node('div', 'br-empty', 'Nothing matches these filters.'));
+    root.replaceChildren(node('div', 'br-empty', props.value.empty));
     return;
   }
   if (kind === 'labels') {

@@ -1,7 +1,8 @@
 """Thumbnails of pictures, cards of pairs, or rows of labels; a click (or Enter) asks Python for the story behind one.
 
-The value is {"kind": "pictures" | "pairs" | "labels", "items": [...]} as `storage/browse.py` makes them; a click
-triggers `select` with {"kind": "picture" | "pair", "item": id}. Texts go into the page as text, never as HTML.
+The value is {"kind": "pictures" | "pairs" | "labels", "items": [...] as `storage/browse.py` makes them, "empty": what
+is said if there are none}; a click triggers `select` with {"kind": "picture" | "pair", "item": id}. Texts go into the
+page as text, never as HTML.
 """
 
 from pathlib import Path

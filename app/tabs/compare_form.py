@@ -84,7 +84,9 @@ def build() -> Form:
             eta = gr.Number(0.0, label="eta", min_width=80)
     search = search_form.build("compare")
     with gr.Row(equal_height=True):
-        note = gr.Markdown(estimate(HELD_OUT, HELD_OUT_COUNT, 1, ""), elem_id="compare-note")
+        note = gr.Markdown(
+            estimate(HELD_OUT, HELD_OUT_COUNT, 1, ""), elem_id="compare-note", elem_classes="beside-button"
+        )
         go = gr.Button(
             "Sample and vote", variant="primary", scale=0, min_width=220, elem_id="compare-go", elem_classes=ONCE
         )

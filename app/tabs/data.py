@@ -67,7 +67,7 @@ def build(lab: Lab) -> None:
         try:
             return listed(lab, number, *values)
         except ValueError as error:
-            return {"kind": "pictures", "items": []}, f"⚠️ {error}", 0, gr.skip(), gr.skip()
+            return {"kind": "pictures", "items": [], "empty": ""}, f"⚠️ {error}", 0, gr.skip(), gr.skip()
 
     def enter(study_id):
         people = [("anyone", 0), *((row.name, row.id) for row in studies.list_annotators(lab.store))]
@@ -134,12 +134,22 @@ def listed(lab: Lab, number: int, kind, text, study, annotator, who, choice, spl
     if pairs:
         words += f". {pairs} pairs ({files} pictures) are in a blind vote and stay hidden until its verdict"
     return (
-        {"kind": kind.lower(), "items": rows},
+        {"kind": kind.lower(), "items": rows, "empty": "" if rows else _empty(lab, kind)},
         words + ".",
         number,
         gr.Button(interactive=number > 0),
         gr.Button(interactive=number < pages - 1),
     )
+
+
+def _empty(lab: Lab, kind: str) -> str:
+    """What to do when there is nothing to show."""
+    total, _ = PAGES[kind](lab.store, browse.Filters(), 0, 1)
+    if total:
+        return "Nothing matches these filters. Take words out, or set those under “More filters” back to “any”."
+    if kind == "Labels":
+        return "No label yet: give some answers in the Label tab, or import a data set below (Export and import)."
+    return "No pictures yet: the Label tab makes the first pairs; or import a data set below (Export and import)."
 
 
 def overview(lab: Lab, study_id: int | None) -> str:

@@ -9,7 +9,7 @@ from gradio.context import Context
 from app import choices, pairs
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
-from app.tabs.events import EVERY, ONCE, in_turn, kept
+from app.tabs.events import EVERY, ONCE, QUIET, in_turn, kept
 from lpo.export_card import plain
 from storage import StorageError
 from storage import jobs as queue
@@ -71,11 +71,12 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
         guidance = gr.Number(5.0, label="guidance_scale")
         eta = gr.Number(0.0, label="eta", info="0 is deterministic, 1 as LPO samples")
     with gr.Row(equal_height=True):
-        told = gr.Markdown(elem_id="label-told")
+        told = gr.Markdown(elem_id="label-told", elem_classes="beside-button")
         stop = gr.Button("Stop", visible=False, scale=0, min_width=100)
         go = gr.Button(
             "Make these pairs", variant="primary", scale=0, min_width=200, elem_id="label-make", elem_classes=ONCE
         )
+    refused = gr.Markdown(elem_id="label-refused")  # of the buttons alone: what tells of the job must not cover it
     timer = gr.Timer(1.0, active=False)
 
     def make(text, each, first, second, steps, guidance, eta):
@@ -83,8 +84,8 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
         try:
             job_id, _ = pairs.generate(lab, text, each, first, second, sampler)
         except ValueError as error:
-            return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
-        return job_id, pairs.job_line(lab, job_id), gr.Timer(active=True), gr.Button(visible=True)
+            return gr.skip(), gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
+        return job_id, pairs.job_line(lab, job_id), "", gr.Timer(active=True), gr.Button(visible=True)
 
     def tick(job_id):
         running = job_id is not None and any(
@@ -96,13 +97,14 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
         try:
             queue.request_stop(lab.store, job_id)
         except StorageError as error:
-            return f"⚠️ {error}"
-        return "Stopping after the pictures in hand."
+            return gr.skip(), f"⚠️ {error}"
+        return "Stopping after the pictures in hand.", ""
 
-    turns = in_turn("label-pairs")
-    go.click(make, [text, each, first, second, steps, guidance, eta], [job, told, timer, stop], **turns)
+    turns, asked = in_turn("label-pairs"), [text, each, first, second, steps, guidance, eta]
+    go.click(make, asked, [job, told, refused, timer, stop], **turns)
     timer.tick(tick, job, [told, timer, stop], **turns)
-    stop.click(end, job, told, **turns)
+    stop.click(end, job, [told, refused], **turns)
+    gr.on([each.input for each in asked], None, None, refused, js="() => ''", **QUIET)
     return first, second
 
 
@@ -140,7 +142,7 @@ def _studies_form(lab: Lab, picker: gr.HTML) -> tuple[gr.Dropdown, gr.Markdown]:
                 label="or a .txt or .json file", file_types=[".txt", ".json"], height=150, scale=1, min_width=200
             )
         with gr.Row(equal_height=True):
-            told = gr.Markdown(SPLIT, elem_id="label-new-told")
+            told = gr.Markdown(SPLIT, elem_id="label-new-told", elem_classes="beside-button")
             go = gr.Button(
                 "Create the study", variant="primary", scale=0, min_width=200, elem_id="label-new-go",
                 elem_classes=ONCE,

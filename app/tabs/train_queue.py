@@ -19,7 +19,7 @@ POLL_SECONDS = 1.0
 TURN = "train-queue"  # a click on another training must not be undone by the answer to a poll that was on its way
 LISTED = 30
 LOG_LINES = 200
-NOTHING = "Nothing has been trained yet. Choose settings at the left and press the button; it appears here."
+NOTHING = "Nothing has been trained yet. Choose settings and press the button; it appears here."
 SELECT = """element.addEventListener('click', (event) => {
   const row = event.target.closest('[data-job]');
   if (row) trigger('select', { job: row.dataset.job });
