@@ -70,8 +70,9 @@ SLOW_LINE = """() => {
 }"""
 
 
-def test_train_begins_with_what_fits_the_base_of_the_study(start_server, page):
-    """And so again with the next study, but for what has been typed since its tab was opened."""
+def test_forms_of_a_study_on_another_base(start_server, page):
+    """Train begins with what fits the base, and so again with the next study, but for what has been typed since its tab
+    was opened. In Label a refusal stands while a job tells how it goes."""
     server = start_server("--no-workers")
     store = storage.open(server.data_dir)
     scenes = studies.list_studies(store)[0]
@@ -93,6 +94,14 @@ def test_train_begins_with_what_fits_the_base_of_the_study(start_server, page):
 
     choose(tiny)
     page.goto(server.url)  # the server was started with another study, and knows no better
+    page.get_by_role("button", name="Pairs for your own prompts").click()
+    page.fill("#label-prompts textarea", "a cat")
+    page.click("#label-make")
+    expect(page.locator("#label-told")).to_contain_text("2 pairs are waiting")
+    page.fill("#label-prompts textarea", "")
+    page.click("#label-make")
+    expect(page.locator("#label-refused")).to_contain_text("There is no prompt yet")
+
     page.click("#tab-train-button")
     page.get_by_role("button", name="The same on the command line").click()
     shows("sd15", fresh, "4000")
@@ -104,6 +113,8 @@ def test_train_begins_with_what_fits_the_base_of_the_study(start_server, page):
     page.get_by_role("tab", name="1 · Reward model (LRM)").click()
     steps.fill("77")
     page.click("#tab-label-button")
+    expect(page.locator("#label-told")).to_contain_text("2 pairs are waiting")
+    expect(page.locator("#label-refused")).to_contain_text("There is no prompt yet")
     page.click("#tab-train-button")
     expect(line).to_have_value(re.compile("--steps 77"))
     shows("sd15", fresh, "77")
@@ -125,5 +136,5 @@ def test_train_begins_with_what_fits_the_base_of_the_study(start_server, page):
     steps.fill("55")  # before the answer has come
     shows("scenes", "Scenes, as shipped", "55")
     expect(line).to_have_value(re.compile("--preset scenes .*--steps 55"))
-    assert queue.list_jobs(store) == []
+    assert queue.list_jobs(store, kinds=("train-lrm",)) == []
     store.close()
