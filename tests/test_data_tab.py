@@ -319,9 +319,11 @@ def test_a_path_on_this_machine(lab, store, tmp_path):
         data_exchange.start_import(lab, None, str(tmp_path / "gone"), None)
     with pytest.raises(ValueError, match="needs a base model"):
         data_exchange.start_import(lab, None, path, None, " ")
-    job = queue.get(store, data_exchange.start_import(lab, None, path, None, "sd15"))
+    with pytest.raises(ValueError, match="There is no model at sd15"):
+        data_exchange.start_import(lab, None, path, None, "sd15")
+    job = queue.get(store, data_exchange.start_import(lab, None, path, None, "owner/sd15"))
     made = worker_data.run(TaskInHand(store, job))["study_id"]
-    assert (studies.get_study(store, made).name, studies.get_study(store, made).base) == ("big (2)", "sd15")
+    assert (studies.get_study(store, made).name, studies.get_study(store, made).base) == ("big (2)", "owner/sd15")
 
 
 def test_a_lab_that_others_can_reach_reads_its_inbox_only(store, tmp_path):

@@ -14,6 +14,7 @@ from storage_lab import add_pairs, answer, answered_study, everything, foreign, 
 import storage
 from storage import exchange, labels
 from storage.exchange import ExchangeError
+from storage.exchange.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -141,11 +142,9 @@ def test_the_same_file_twice_at_a_time_is_imported_once(tmp_path, other, monkeyp
 
 
 def test_the_command_line_imports_exports_and_says_why(tmp_path, capsys):
-    from storage.exchange.__main__ import main
-
     path = write_parquet(tmp_path / "a.parquet", [foreign(0), foreign(1, caption=None), foreign(2)])
     lab = ["--data-dir", str(tmp_path / "lab")]
-    assert main(["import", str(path), *lab, "--base", "sd15", "--rejected", str(tmp_path / "why.csv")]) == 0
+    assert main(["import", str(path), *lab, "--base", "owner/sd15", "--rejected", str(tmp_path / "why.csv")]) == 0
     said = capsys.readouterr().out
     assert "3 of 3 rows, 2 new pairs, 2 new labels, 0 already here, 1 rejected" in said and "study 1" in said
     assert (tmp_path / "why.csv").read_text().splitlines() == ["row,reason", "2,the row has no caption"]
@@ -157,3 +156,28 @@ def test_the_command_line_imports_exports_and_says_why(tmp_path, capsys):
         assert main([*wrong, *lab]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: There is no") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("base", ["sd15", "", "./model", "/no/model", "a/b/c", "owner/", "official"])
+def test_a_base_that_no_model_has_is_refused_before_anything_is_made(tmp_path, capsys, base):
+    path = write_parquet(tmp_path / "a.parquet", [foreign(0)])
+    lab = ["--data-dir", str(tmp_path / "lab")]
+    assert main(["import", str(path), *lab, "--base", base]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: There is no model {base!r}") and said.count("\n") == 1
+    assert labels.list_studies(storage.open(tmp_path / "lab")) == []
+
+
+def test_paths_that_cannot_be_written_are_refused_before_the_import(tmp_path, capsys):
+    path = write_parquet(tmp_path / "a.parquet", [foreign(0)])
+    for flag, wrong in (("--rejected", tmp_path / "gone" / "x.csv"), ("--rejected", tmp_path), ("--data-dir", path)):
+        assert main(["import", str(path), "--data-dir", str(tmp_path / "lab"), flag, str(wrong)]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "rows" not in said.out
+
+
+@pytest.mark.parametrize("text", ["{0}\n{0}", "{0}\n{0}\n", "\n{0}\n\n  \n{0}\n \n", "\ufeff{0}\r\n{0}\n  "])
+def test_rows_are_counted_as_they_are_read(tmp_path, other, text):
+    (tmp_path / "a.jsonl").write_text(text.replace("{0}", '{"prompt": 1}'), encoding="utf-8", newline="")
+    state = last(exchange.import_data(other, tmp_path / "a.jsonl"))
+    assert (state["done"], state["total"], state["rejected"]) == (2, 2, {"the line has no prompt": 2})

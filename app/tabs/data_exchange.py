@@ -12,6 +12,7 @@ from app import jobs, uploads
 from app.lab import Lab
 from app.story import megabytes
 from app.tabs.events import EVERY, LAST, ONCE, in_turn, kept
+from lpo.places import resolve_base
 from storage.jobs import JobError
 
 FORMATS = [("JSONL and pictures (zip)", "zip"), ("Pick-a-Pic parquet", "parquet")]
@@ -126,6 +127,8 @@ def start_import(
         raise ValueError("That study is gone; choose another one to import into.")
     if study_id is None and not (base or "").strip():
         raise ValueError("A new study needs a base model; give scenes, or the folder or id of the model to train.")
+    if study_id is None:
+        resolve_base(base.strip())
     if files:
         config = uploads.take_over(lab, files, ENDINGS, WANTED)
     else:

@@ -1,6 +1,6 @@
 """Data in and out without the page, while the lab runs or not:
 
-    python -m storage.exchange import pickapic_v1/ --data-dir ~/lab --base sd15      (a folder of .parquet: one import)
+    python -m storage.exchange import pickapic_v1/ --data-dir ~/lab      (a folder of .parquet: one import)
     python -m storage.exchange import HPDv2/ --data-dir ~/lab --study 3
     python -m storage.exchange export --study 3 --out study.zip --data-dir ~/lab
     python -m storage.exchange gaps scores.csv --study 3 --data-dir ~/lab           (joined to its newest import by row)
@@ -11,9 +11,12 @@ A stopped or killed import goes on when the same command is given again. Exit co
 
 import argparse
 import csv
+import re
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TextIO
 
 from .. import filters, gaps, mpcf
 from ..db import Storage, StorageError, open_storage
@@ -28,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     bring = commands.add_parser("import", help="read a file or folder into a study")
     bring.add_argument("path", type=Path, help=".parquet (or a folder of them), .zip, .jsonl, HPDv2's .json")
     bring.add_argument("--study", type=int, help="the study's number; without it, one named after the file")
-    bring.add_argument("--base", default="scenes", help="base model of a study that is made")
+    bring.add_argument("--base", default="scenes", help="base model of a study that is made: scenes, a folder, a "
+                       ".safetensors file or a hub id as owner/name [default: scenes]")  # fmt: skip
     bring.add_argument("--rejected", type=Path, help="write row and reason of every rejected row to this CSV file")
     out = commands.add_parser("export", help="write a study to .zip, .parquet or a folder")
     out.add_argument("--study", type=int, required=True, help="the study's number")
@@ -48,16 +52,41 @@ def main(argv: list[str] | None = None) -> int:
     try:
         store = open_storage(arguments.data_dir)
         if arguments.command == "import":
-            _import(store, arguments.path, arguments)
+            with _writing(arguments.rejected) as rejected:
+                _import(store, arguments.path, arguments, rejected)
         else:
             {"export": _export, "gaps": _gaps, "filter": _filter}[arguments.command](store, arguments)
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename} cannot be used ({error.strerror}): choose another path.", file=sys.stderr)
+        return 2
     return 0
 
 
-def _import(store: Storage, path: Path, arguments: argparse.Namespace) -> None:
+def _writing(path: Path | None) -> AbstractContextManager[TextIO | None]:
+    """Opened before an import that may take hours: a path that cannot be written is refused at once."""
+    return nullcontext() if path is None else path.open("w", newline="", encoding="utf-8")
+
+
+def _require_base(base: str) -> None:
+    """Raises StorageError for what no model has as its name: neither scenes, nor on this machine, nor owner/name."""
+    path = Path(base).expanduser()
+    here = (path / "model_index.json").is_file() or (path.is_file() and path.suffix == ".safetensors")
+    hub = not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base)
+    if not (base == "scenes" or here or hub):
+        raise StorageError(
+            f"There is no model {base!r}: --base is scenes, a diffusers folder, a .safetensors file or a hub id "
+            "(owner/name), never the name of a preset."
+        )
+
+
+def _import(store: Storage, path: Path, arguments: argparse.Namespace, rejected: TextIO | None) -> None:
+    if arguments.study is None:
+        _require_base(arguments.base)
     said = 0.0
     state: dict = {}
     for state in import_data(store, path, arguments.study, arguments.base):
@@ -73,11 +102,10 @@ def _import(store: Storage, path: Path, arguments: argparse.Namespace) -> None:
     for reason, count in state["rejected"].items():
         print(f"  {count} x {reason}")
     print(f"  study {state['study_id']}")
-    if arguments.rejected is not None:
-        with arguments.rejected.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("row", "reason"))
-            writer.writerows(rejected_rows(store, state["import_id"]))
+    if rejected is not None:
+        writer = csv.writer(rejected)
+        writer.writerow(("row", "reason"))
+        writer.writerows(rejected_rows(store, state["import_id"]))
 
 
 def _export(store: Storage, arguments: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -74,32 +75,32 @@ class Source:
         return {**texts, "settings": settings if isinstance(settings, dict) else {}}
 
     def total(self) -> int:
-        """Lines of pairs.jsonl."""
+        """Lines of pairs.jsonl that are not empty."""
         try:
-            with self.files.open(self.pairs) as file:
-                return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-        except DAMAGED as error:
-            raise ExchangeError(f"{self.pairs} in {self.path.name} is damaged ({error}); export it again.") from error
+            return sum(1 for _ in self._lines())
+        except ExchangeError as error:
+            raise ExchangeError(f"{self.pairs} in {self.path.name} is damaged; export it again.") from error
 
     def items(self, skip: int = 0) -> Iterator[Item | Rejected]:
         """What each line says, from line `skip` + 1 on; empty lines do not count."""
+        for line in islice(self._lines(), skip, None):
+            try:
+                if line is None:
+                    raise Rejected("the line is longer than 4 MB")
+                yield self._item(line)
+            except Rejected as reason:
+                yield reason
+
+    def _lines(self) -> Iterator[bytes | None]:
+        """The lines that are not empty, None for those that are too long."""
         with self.files.open(self.pairs) as file:
             while line := self._line(file):
                 whole = line.endswith(b"\n") or len(line) < MAX_LINE
                 rest = line
                 while not rest.endswith(b"\n") and (rest := self._line(file)):
                     pass
-                if whole and not line.strip():
-                    continue
-                if skip > 0:
-                    skip -= 1
-                elif not whole:
-                    yield Rejected("the line is longer than 4 MB")
-                else:
-                    try:
-                        yield self._item(line)
-                    except Rejected as reason:
-                        yield reason
+                if not whole or line.strip():
+                    yield line if whole else None
 
     def _line(self, file: IO[bytes]) -> bytes:
         try:
