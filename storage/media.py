@@ -166,11 +166,3 @@ def add_picture(
         row = Picture(hash=digest, width=width, height=height, prompt_id=prompt_id, provenance=provenance)
         session.add(row)
     return row
-
-
-def get_picture(store: "Storage", picture_id: int) -> Picture:
-    with store.reader() as session:
-        row = session.get(Picture, picture_id)
-    if row is None:
-        raise MediaError(f"There is no picture {picture_id} in this lab.")
-    return row

@@ -65,19 +65,6 @@ def trace_path(store: Storage, trace: Trace) -> Path:
     return store.traces_dir / trace.path
 
 
-def list_traces(
-    store: Storage, study_id: int | None = None, job_id: str | None = None, limit: int = 200
-) -> list[Trace]:
-    """Newest first."""
-    query = select(Trace).order_by(Trace.created_at.desc(), Trace.id.desc()).limit(limit)
-    if study_id is not None:
-        query = query.where(Trace.study_id == study_id)
-    if job_id is not None:
-        query = query.where(Trace.job_id == job_id)
-    with store.reader() as session:
-        return list(session.exec(query))
-
-
 def save_scores(store: Storage, trace_id: int, lrm: str, scores: list[float]) -> TraceScore:
     """What this LRM says along the trace, one number per step; a second time replaces the first."""
     with store.session() as session:

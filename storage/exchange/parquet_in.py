@@ -5,6 +5,7 @@ cannot say: skip and both bad, simulated annotators, times and sides, provenance
 import hashlib
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -178,7 +179,7 @@ class Source:
             Label(
                 annotator=f"Pick-a-Pic user {user}" if user is not None else "Pick-a-Pic",
                 choice=choice,
-                created_at=max(0.0, when.timestamp()) if hasattr(when, "timestamp") else 0.0,
+                created_at=max(0.0, when.timestamp()) if isinstance(when, datetime) else 0.0,
                 client_key=f"pickapic:{key}",
             )
         ]
