@@ -186,9 +186,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # LaunchError, StorageError: a sentence for a person
         print(f"Preference Lab cannot start: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # the disk is full, say
+    except OSError as error:  # the disk is full, say, or a file lies where a folder belongs
         where = f" {error.filename}" if error.filename else ""
-        print(f"Preference Lab cannot start: cannot write{where} ({error.strerror}); make room.", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room" if full else "correct that, or choose another --data-dir"
+        print(f"Preference Lab cannot start: cannot write{where} ({error.strerror}); {remedy}.", file=sys.stderr)
         return 2
 
 

@@ -50,8 +50,10 @@ class Plain(APIRoute):
                 return await handle(request)
             except RequestValidationError as error:
                 where = error.errors()[0]
-                field = " ".join(str(part) for part in where["loc"][1:]) or "request"
-                sentence = f"The {field} of this request is wrong ({where['msg'].lower()}); reload the page."
+                # of JSON that is none, the place is a number: at which character
+                field = " ".join(part for part in where["loc"][1:] if isinstance(part, str))
+                what = f"The {field} of this request" if field else "This request"
+                sentence = f"{what} is wrong ({where['msg'].lower()}); reload the page."
                 return JSONResponse({"error": sentence}, 400)
             except Refusal as refusal:
                 return JSONResponse({"error": str(refusal)}, refusal.status)

@@ -40,9 +40,10 @@ def picture(result: WinRate, a: str, b: str, words: str, remarks: list[str]) -> 
         if count
     )
     small = "".join(f'<div class="vd-small">{escape(remark)}</div>' for remark in remarks if remark)
+    counts = f"{result.wins} to {result.losses}, {_many(ties, 'tie')}"
     return (
         f'<div class="vd"><div><div class="vd-names"><span>{escape(a)}</span><span>{escape(b)}</span></div>'
-        f'<div class="vd-bar" role="img" aria-label="{result.wins} to {result.losses}, {ties} ties">{bar}</div>'
+        f'<div class="vd-bar" role="img" aria-label="{counts}">{bar}</div>'
         f'{_scale(result, a)}</div><div><div class="vd-words">{escape(words)}</div>{small}</div></div>'
     )
 

@@ -78,6 +78,8 @@ def open_storage(data_dir: str | Path) -> Storage:
     except OSError as error:
         reason = f"Cannot use {folder} as the data folder ({error.strerror}); choose another --data-dir."
         raise StorageError(reason) from error
+    if (folder / DATABASE).is_dir():
+        raise StorageError(f"{folder / DATABASE} is a folder, but the database is a file; move it away.")
     engine = _engine(folder / DATABASE)
     try:
         with _sentence(folder):

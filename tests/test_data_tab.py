@@ -173,7 +173,7 @@ def test_listing_pages_and_sentences(lab, store, filled):
     with pytest.raises(ValueError, match="first day lies after"):
         data.listed(lab, 0, *plain, 2e9, 1e9)
     head = data.overview(lab, filled.study.id)
-    assert "1 ties, 0 both bad, 0 skipped; 1 simulated" in head
+    assert "1 tie, 0 both bad, 0 skipped; 1 simulated" in head
     assert "agreement with oneself" in head
 
 

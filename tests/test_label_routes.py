@@ -180,10 +180,11 @@ def test_bad_requests_get_one_sentence(client, lab, study):
     client.post("/api/annotator", json={"name": "Ada"})
     answers = [client.post("/api/pairs/vote", json=body(client, study, **wrong)) for wrong in WRONG_VOTES]
     answers += [client.get("/api/pairs/next", params={"study": study.id, **wrong}) for wrong in WRONG_QUERIES]
-    answers.append(client.post("/api/pairs/vote", content=b"{"))
+    answers.append(client.post("/api/pairs/vote", content=b"{", headers={"content-type": "application/json"}))
     for answer in answers:
         assert answer.status_code == 400 and list(answer.json()) == ["error"]
         assert answer.json()["error"].rstrip(".").count(". ") == 0
+    assert answers[-1].json()["error"].startswith("This request is wrong (json decode error")
     assert rows(lab) == []
 
 

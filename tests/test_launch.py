@@ -107,6 +107,19 @@ def test_a_file_as_data_folder_is_refused(tmp_path):
     assert said.returncode == 2 and "choose another --data-dir" in said.stderr and "Traceback" not in said.stderr
 
 
+def test_what_lies_where_the_lab_keeps_its_own_is_named(tmp_path, capsys):
+    (tmp_path / "one" / "lab.sqlite").mkdir(parents=True)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "media").touch()
+    for name, words in (
+        ("one", "lab.sqlite is a folder, but"),
+        ("two", "media (File exists); correct that, or choose"),
+    ):
+        assert main(["--no-workers", "--port", str(free_port()), "--data-dir", str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err
+        assert words in said and "make room" not in said and said.count("\n") == 1
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise sqlite3.OperationalError("database or disk is full")

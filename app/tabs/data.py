@@ -155,9 +155,10 @@ def _empty(lab: Lab, kind: str) -> str:
 def overview(lab: Lab, study_id: int | None) -> str:
     """The numbers at the head of the tab, as HTML."""
     total = stories.totals(lab.store, study_id)
+    prompts = "prompts" if study_id is None else "prompts of this study"
     tiles = [
-        (f"{total['pictures']:,}", "pictures", f"{total['pairs']:,} pairs"),
-        (f"{total['prompts']:,}", "prompts", f"{total['heldout']:,} held out"),
+        (f"{total['pictures']:,}", "pictures of all studies", f"{total['pairs']:,} pairs"),
+        (f"{total['prompts']:,}", prompts, f"{total['heldout']:,} held out"),
     ]
     if study_id is not None:
         tiles += _label_tiles(lab, study_id)
@@ -172,11 +173,10 @@ def _label_tiles(lab: Lab, study_id: int) -> list[tuple[str, str, str]]:
     agree = numbers.agreement(lab.store, study_id)
     said = count["choices"]
     simulated = sum(a["labels"] for a in count["annotators"] if a["kind"] == "simulated")
-    neither = ", ".join(
-        f"{said.get(key, 0)} {word}" for key, word in (("tie", "ties"), ("both_bad", "both bad"), ("skip", "skipped"))
-    )
+    ties = said.get("tie", 0)
+    neither = f"{ties} tie{'s' * (ties != 1)}, {said.get('both_bad', 0)} both bad, {said.get('skip', 0)} skipped"
     own, between = agree["self"], agree["between"]
-    couples = f"{between['n']} shared answers"
+    couples = f"{between['n']} shared answer{'s' * (between['n'] != 1)}"
     alpha = "" if between["alpha"] is None else f", alpha {between['alpha']:.2f}"
     return [
         (f"{count['labels']:,}", "labels", f"{neither}; {simulated:,} simulated"),
