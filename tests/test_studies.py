@@ -12,7 +12,8 @@ from app.choices import WARM_LRM
 from app.comparisons import Side
 from app.lab import CURRENT_STUDY
 from app.tabs import train_queue
-from lpo.config import LPOConfig, from_preset, to_dict
+from lpo.config import ConfigError, LPOConfig, LRMConfig, Policy, from_preset, to_dict
+from lpo.preflight import family, fits, require_startable
 from storage import checkpoints, studies
 from storage import jobs as queue
 
@@ -62,6 +63,25 @@ def test_only_what_fits_the_base_is_offered_and_nothing_is_mixed(lab):
     assert [studies.has_prompts(lab.store, tiny.id, split) for split in ("train", "heldout")] == [True, True]
     assert not studies.has_prompts(lab.store, studies.create_study(lab.store, "Empty").id, "heldout")
     assert [name for name, _ in choices.lrms(lab)] == ["LRM 2", "LRM 1", "Scenes, as shipped"]
+
+
+def test_a_file_that_is_no_model_is_refused_without_a_word_of_it(lab, tmp_path):
+    """docs/architecture.md: where a model is expected any path may be named, and nothing else is read out."""
+    secret = tmp_path / "secret.safetensors"
+    for content in (b"hunter2 hunter2 hunter2", (14).to_bytes(8, "little") + b'{"hunter2": 1}', b'{"hunter2": 1}'):
+        secret.write_bytes(content)
+        (tmp_path / "model_index.json").write_bytes(content)
+        (tmp_path / "lrm.json").write_bytes(content)
+        for refused in (
+            LRMConfig(base=str(secret), init="base"),
+            LRMConfig(base=TINY, init="base", text_projection=str(secret)),
+            LRMConfig(base=TINY, init="base", text_projection=str(tmp_path)),
+            LPOConfig(policy=Policy(unet=str(tmp_path))),
+        ):
+            with pytest.raises(ConfigError) as caught:
+                require_startable(refused)
+            assert "hunter2" not in str(caught.value)
+        assert family(str(tmp_path)) == family(str(secret)) == "sd15" and fits(str(tmp_path), TINY)
 
 
 SLOW_LINE = """() => {
