@@ -186,12 +186,9 @@ def _group(settings: dict, name: str) -> dict:
 
 def _read_config(path: str) -> dict:
     try:
-        settings = parse_json(Path(path).read_bytes(), f"{path} is not valid JSON.")
+        return parse_json(Path(path).read_bytes(), dict, f"{path} is not valid JSON: it must hold one object.")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path} must hold a JSON object.")
-    return settings
 
 
 def main(argv: list[str] | None = None) -> int:

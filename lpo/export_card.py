@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lpo.config import Adapter, ConfigError, LPOConfig
+from lpo.options import parse_json
 
 ABOUT = {"name": str, "study": str, "question": str, "labels": dict, "verdicts": list, "lrm": str}
 PUBLISHED = ("iterations", "prompts_per_iteration", "steps", "guidance_scale", "eta", "siblings", "threshold",
@@ -39,12 +40,10 @@ def read_about(path: str | None) -> dict:
     if path is None:
         return {}
     try:
-        about = json.loads(Path(path).read_text())
+        about = parse_json(Path(path).read_bytes(), dict, f"{path} is not valid JSON: it must hold one object.")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid JSON.") from error
-    if not isinstance(about, dict) or about.pop("format_version", 1) != 1:
+    if about.pop("format_version", 1) != 1:
         raise ConfigError(f"{path} must be a JSON object of format_version 1.")
     for name, value in about.items():
         if name not in ABOUT or not isinstance(value, ABOUT[name]):

@@ -4,7 +4,6 @@ that other tools read. One LoRA of the same layers gives the same pictures as th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from lpo.backbones.lora import AdapterStack, lora_layers
 from lpo.config import Adapter, ConfigError
 from lpo.export_base import Base
 from lpo.export_names import kohya_name
+from lpo.options import parse_json
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,7 @@ def whole_stack(adapters: Sequence[Adapter], last_only: bool) -> list[Adapter]:
 def adapter_info(path: str) -> dict:
     """adapter.json of a checkpoint of this program; {} for adapters of other tools."""
     file = Path(path).expanduser() / "adapter.json"
-    try:
-        info = json.loads(file.read_text()) if file.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is damaged: it is no JSON.") from error
+    info = parse_json(file.read_bytes(), dict, f"{file} is damaged: it is no JSON object.") if file.is_file() else {}
     if info.get("format_version", 1) > 1:
         raise ConfigError(f"{path} was written by a newer version of this program: update the program.")
     return info

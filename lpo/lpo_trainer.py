@@ -10,7 +10,6 @@ pairs go to every rank, so minibatches are the same as those of one process and 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -276,11 +275,3 @@ class LPOTrainer:
         self.sums, self.last, self.heldout.reference = state["sums"], state["last"], state["reference"]
         if state["pending"] is not None:
             self.pending = [Pair(**pair) for pair in state["pending"]]
-
-
-def read_adapter(path: str | Path) -> dict:
-    """adapter.json of a checkpoint. Raises ConfigError if it is missing."""
-    file = Path(path).expanduser() / "adapter.json"
-    if not file.is_file():
-        raise ConfigError(f"{path} is not a checkpoint of this program (no adapter.json).")
-    return json.loads(file.read_text())

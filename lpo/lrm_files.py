@@ -89,7 +89,7 @@ def _load_own(folder: Path, dtype: torch.dtype) -> LatentRewardModel:
         model.load_state_dict(weights, assign=True)
     except ConfigError:
         raise
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
         raise ConfigError(f"The LRM folder {folder} is damaged or incomplete ({type(error).__name__}).") from error
     model.temperature, model.fingerprint, model.meta = info["temperature"], info["fingerprint"], info["meta"]
     return model.cast(dtype)
@@ -97,7 +97,10 @@ def _load_own(folder: Path, dtype: torch.dtype) -> LatentRewardModel:
 
 def _load_official(folder: Path, base: str | None, dtype: torch.dtype) -> LatentRewardModel:
     if not base:
-        raise ConfigError(f"{folder} is an official LRM folder: name its base model too, for the tokenizer.")
+        raise ConfigError(
+            f"{folder} is an official LRM folder: name its base model too, for the tokenizer (on the command line with "
+            "--base)."
+        )
     source = resolve_base(base)
     _require_own_base(folder, base, config_folder(source))
     try:

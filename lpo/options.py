@@ -68,12 +68,16 @@ def is_text(value: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def parse_json(text: str | bytes, refused: str) -> Any:
-    """JSON from outside. Raises ConfigError with the sentence `refused` also for nesting or numbers without end."""
+def parse_json(text: bytes, kind: type, refused: str) -> Any:
+    """JSON from outside, a dict or list as `kind` says. Raises ConfigError with the sentence `refused`, also where
+    brackets or digits have no end."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, not UTF-8, more than 4300 digits
         raise ConfigError(refused) from error
+    if not isinstance(found, kind):
+        raise ConfigError(refused)
+    return found
 
 
 def _short(number: float) -> str:

@@ -15,12 +15,12 @@ def read_prompts(path: str | Path, keep_empty: bool = False) -> list[str]:
     refused = f"{path} is not a readable prompt file: give a .json list of strings or a .txt file, both in UTF-8."
     try:
         if file.suffix == ".json":
-            prompts = parse_json(file.read_bytes(), refused)
+            prompts = parse_json(file.read_bytes(), list, refused)
         else:
             prompts = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ConfigError(refused) from error
-    if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts):
+    if not all(isinstance(p, str) for p in prompts):
         raise ConfigError(f"{path} must hold a JSON list of strings.")
     if broken := next((p for p in prompts if not is_text(p)), None):
         raise ConfigError(f"{path} holds a lone surrogate, which is no character: {ascii(broken)[:80]}.")

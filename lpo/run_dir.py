@@ -63,11 +63,8 @@ class Run:
             (run.path / folder).mkdir(exist_ok=True)
         log = run.path / "log.txt"
         run._said = len(_said_in(log))
-        stored = run.path / "config.json"
-        config = parse_json(stored.read_bytes(), f"{stored} is damaged: it is not valid JSON; start a new run.")
-        if not isinstance(config, dict):
-            raise ConfigError(f"{stored} is damaged: it holds no JSON object; start a new run.")
-        return run, config
+        refused = f"{run.path}/config.json is damaged: it is no JSON object; start a new run."
+        return run, parse_json((run.path / "config.json").read_bytes(), dict, refused)
 
     @property
     def samples(self) -> Path:

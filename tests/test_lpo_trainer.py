@@ -9,7 +9,8 @@ import torch
 
 from lpo.backbones import load_policy
 from lpo.config import Adapter, ConfigError, LPOConfig, Policy
-from lpo.lpo_trainer import LPOTrainer, read_adapter
+from lpo.export_layers import adapter_info
+from lpo.lpo_trainer import LPOTrainer
 from lpo.reward_model import LatentRewardModel
 from lpo.run_dir import Run
 from lpo.training import run_training
@@ -132,7 +133,7 @@ def test_the_loop_stops_saves_and_finishes(tmp_path):
     assert all({"seconds", "left_s", "total"} <= set(line) for line in lines)
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["final", "step-000001", "step-000002"]
     assert json.loads((run.path / "result.json").read_text())["step"] == 2
-    assert read_adapter(run.path / "checkpoints" / "final")["step"] == 2
+    assert adapter_info(str(run.path / "checkpoints" / "final"))["step"] == 2
 
 
 def test_saved_adapter_is_the_policy_and_stock_diffusers_reads_it(tmp_path):
@@ -175,7 +176,7 @@ def test_round_two_starts_from_round_one(tmp_path):
     finish(second)
     assert frozen and all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
     second.save(tmp_path / "two")
-    assert read_adapter(tmp_path / "two")["adapters"] == [{"path": str(tmp_path / "one"), "strength": 1.0}]
+    assert adapter_info(str(tmp_path / "two"))["adapters"] == [{"path": str(tmp_path / "one"), "strength": 1.0}]
 
 
 def test_bad_input_gets_one_sentence(tmp_path):

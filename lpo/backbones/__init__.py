@@ -170,7 +170,7 @@ def adapter_fingerprint(adapter: Adapter) -> dict | None:
     path = Path(adapter.path).expanduser()
     try:
         return json.loads((path if path.is_dir() else path.parent).joinpath("adapter.json").read_text())["fingerprint"]
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+    except (OSError, KeyError, TypeError, ValueError):  # ValueError: no JSON, or not UTF-8
         return None
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lpo.config import ConfigError
+from lpo.options import parse_json
 
 FAMILIES = {  # a key of the file -> the pipeline it belongs to, and the hub id that has its configuration
     "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (
@@ -46,10 +47,11 @@ def model_index(source: str) -> dict:
     """model_index.json of a resolved base. Raises ConfigError if it is not readable."""
     folder = Path(config_folder(source))
     if folder.is_dir():
+        refused = f"{folder}/model_index.json is damaged: get the model folder again."
         try:
-            return json.loads((folder / "model_index.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{folder}/model_index.json is damaged: get the model folder again.") from error
+            return parse_json((folder / "model_index.json").read_bytes(), dict, refused)
+        except OSError as error:
+            raise ConfigError(refused) from error
     try:
         return json.loads(Path(hf_hub_download(source, "model_index.json")).read_text())
     except (OSError, ValueError) as error:

@@ -5,7 +5,6 @@ does not know which it has.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from lpo.backbones import Conditioning, Features
 from lpo.config import ConfigError
+from lpo.options import parse_json
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ def trunk_class(kind: str) -> type[Trunk]:
 
 def official_kind(folder: Path) -> str:
     """Which architecture an official LRM folder holds, from its UNet. Raises ConfigError if that is not readable."""
+    refused = f"The official LRM folder {folder} has no readable unet/config.json."
     try:
-        config = json.loads((folder / "unet" / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"The official LRM folder {folder} has no readable unet/config.json.") from error
+        config = parse_json((folder / "unet" / "config.json").read_bytes(), dict, refused)
+    except OSError as error:
+        raise ConfigError(refused) from error
     return "sdxl" if config.get("addition_embed_type") == "text_time" else "sd"
 
 
