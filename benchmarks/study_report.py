@@ -5,8 +5,8 @@ python -m benchmarks.study_report study        # prints the tables again; writes
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,6 +178,10 @@ def _signed(estimate) -> str:
 if __name__ == "__main__":
     from benchmarks.study import Plan
 
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="what study.py wrote")
+    folder = parser.parse_args().folder
+    if not (folder / "plan.json").is_file():
+        parser.error(f"{folder} holds no study (no plan.json)")
     saved = json.loads((folder / "plan.json").read_text())
     print(write_report(folder, Plan(**saved)))

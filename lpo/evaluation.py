@@ -14,7 +14,9 @@ from lpo.ranks import Ranks
 from lpo.reward_model import LatentRewardModel
 from lpo.sampling import start_noise, step_noise, to_pil, trajectory
 
-FINISHED_T = 1  # finished latents are scored at the smallest timestep LRMs are trained on
+# Finished latents are scored at the smallest timestep LRMs are trained on, in every run alike. Not lpo/search.py's 0: a
+# search compares candidates with each other and must agree with the end of a curve and the last step of a roll-out.
+FINISHED_T = 1
 
 
 def diversity(latents: Tensor) -> Tensor:

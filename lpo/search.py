@@ -27,7 +27,9 @@ from lpo.reward_model import LatentRewardModel
 from lpo.sampling import Row, sample_latents, sibling_noise, to_pil
 from lpo.search_costs import Costs, count
 
-FINISHED_T = 0  # finished latents are scored at the timestep at which the curves end
+# Finished latents are scored at the timestep at which curves and roll-outs end; a run's held-out reward, which is
+# compared with those of other runs, at 1 (lpo/evaluation.py).
+FINISHED_T = 0
 
 
 @dataclass(frozen=True)
