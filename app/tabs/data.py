@@ -155,10 +155,9 @@ def _empty(lab: Lab, kind: str) -> str:
 def overview(lab: Lab, study_id: int | None) -> str:
     """The numbers at the head of the tab, as HTML."""
     total = stories.totals(lab.store, study_id)
-    prompts = "prompts" if study_id is None else "prompts of this study"
     tiles = [
-        (f"{total['pictures']:,}", "pictures of all studies", f"{total['pairs']:,} pairs"),
-        (f"{total['prompts']:,}", prompts, f"{total['heldout']:,} held out"),
+        (f"{total['pictures']:,}", "pictures", f"{total['pairs']:,} pairs, all studies"),
+        (f"{total['prompts']:,}", "prompts", f"{total['heldout']:,} held out"),
     ]
     if study_id is not None:
         tiles += _label_tiles(lab, study_id)
