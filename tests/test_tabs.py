@@ -1,0 +1,29 @@
+"""How the handlers of the whole page are wired: late answers must not cover the answer to a later click, and no choice
+may be dropped. (What that does behind a slow line is tried in test_data_browser.py.)"""
+
+from collections import defaultdict
+
+from app import ui
+
+
+def test_handlers_that_write_the_same_component_take_turns(lab):
+    blocks = ui.build_ui(lab)
+    writers = defaultdict(set)
+    for function in blocks.fns.values():
+        if function.fn is None or function.targets[0][1] == "load":  # in the browser; before anybody can click
+            continue
+        turn = function.concurrency_id if function.concurrency_limit == 1 else id(function)
+        for output in function.outputs:
+            writers[output].add(turn)
+    assert len(writers) > 100
+    assert [(block, block.elem_id) for block, turns in writers.items() if len(turns) > 1] == []
+
+
+def test_no_choice_is_dropped_while_another_is_under_way(lab):
+    """Gradio's default, "once", drops them; it is right for buttons, polls and opened tabs."""
+    blocks = ui.build_ui(lab)
+    for function in blocks.fns.values():
+        block, event = function.targets[0]
+        choice = event in ("change", "input") or (event == "select" and type(blocks.blocks[block]).__name__ != "Tab")
+        if function.fn is not None and (choice or event == "then"):
+            assert function.trigger_mode != "once", (function.targets, [each.elem_id for each in function.outputs])
