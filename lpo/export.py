@@ -117,7 +117,7 @@ def _write_all(out: Path, files: list[Path], write, text: str) -> list[Path]:
     partial.mkdir()
     try:
         write(partial / files[0].name)
-        (partial / files[-1].name).write_text(text)
+        (partial / files[-1].name).write_text(text, encoding="utf-8")
         if files[0] == out:
             for file in files:
                 os.replace(partial / file.name, file)

@@ -53,7 +53,8 @@ def validate(cfg: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             low, high = meta["min"], meta["max"]
             if isinstance(number, str) and not is_text(number):
-                raise ConfigError(f"{f.name} holds a lone surrogate, which is no character: {ascii(number)[:80]}.")
+                told = ascii(number)[:60]
+                raise ConfigError(f"{f.name} holds a lone surrogate, which is no character: give {told} as UTF-8.")
             if isinstance(number, float) and number != number:
                 raise ConfigError(f"{f.name} is not a number.")
             if (low is not None and number < low) or (high is not None and number > high):

@@ -23,7 +23,7 @@ def read_prompts(path: str | Path, keep_empty: bool = False) -> list[str]:
     if not all(isinstance(p, str) for p in prompts):
         raise ConfigError(f"{path} must hold a JSON list of strings.")
     if broken := next((p for p in prompts if not is_text(p)), None):
-        raise ConfigError(f"{path} holds a lone surrogate, which is no character: {ascii(broken)[:80]}.")
+        raise ConfigError(f"{path} holds a lone surrogate, which is no character: correct {ascii(broken)[:60]}.")
     prompts = prompts if keep_empty else [p.strip() for p in prompts if p.strip()]
     if not prompts:
         raise ConfigError(f"{path} holds no prompts.")
