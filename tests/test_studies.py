@@ -144,17 +144,21 @@ def test_forms_of_a_study_on_another_base(start_server, page):
     page.click("#tab-train-button")
     shows("scenes", "Scenes, as shipped", "100")
 
-    choose(tiny)  # on another page
-    steps.fill("55")
-    page.click("#train-lrm-start")
-    expect(page.locator("#train-lrm-told")).to_contain_text("Nothing was started: the study is on another base")
-    shows("sd15", fresh, "4000")
-    choose(scenes)
+    refusal = page.locator("#train-lrm-told", has_text="Nothing was started: the study is on another base")
+    choose(tiny)
     page.click("#tab-label-button")
     page.evaluate(SLOW_LINE)
     page.click("#tab-train-button")
     steps.fill("55")  # before the answer has come
-    shows("scenes", "Scenes, as shipped", "55")
-    expect(line).to_have_value(re.compile("--preset scenes .*--steps 55"))
+    page.click("#train-lrm-start")
+    expect(refusal).to_be_visible()
+    shows("sd15", fresh, "55")
+    expect(line).to_have_value(re.compile("--preset sd15 .*--steps 55"))
+    choose(scenes)  # on another page
+    steps.fill("56")
+    expect(refusal).to_have_count(0)
+    page.click("#train-lrm-start")
+    expect(refusal).to_be_visible()
+    shows("scenes", "Scenes, as shipped", "100")
     assert queue.list_jobs(store, kinds=("train-lrm",)) == []
     store.close()

@@ -30,6 +30,16 @@ CHANGED = (
 )
 
 
+class Choice(gr.Dropdown):
+    """A dropdown whose value goes to the handler also when it is not among the choices any more, as when the button was
+    pressed before fresh ones arrived: our own sentence says so, not Gradio's."""
+
+    is_template = True
+
+    def preprocess(self, payload):
+        return payload
+
+
 class Half(NamedTuple):
     """One of the two forms, for what is done to both."""
 
@@ -78,13 +88,13 @@ def build(lab: Lab) -> None:
         )
 
     # From the page, as the chosen LRM is: a gr.State would be ahead of a choice that is still on its way.
-    newest, seen, base = (gr.Textbox(visible=False) for _ in range(3))
+    newest, base = gr.Textbox(visible=False), gr.Textbox(visible=False)
     pickers = [*lrm.pickers, *lpo.pickers, newest, lrm.devices, lpo.devices]
 
     def offer(event):
         """Fresh choices after an event; and if the study is on another base, the settings of that base's family, but
         for what has been typed since the event."""
-        both = [*lrm.filled, *lpo.filled]
+        both, seen = [*lrm.filled, *lpo.filled], gr.Textbox(visible=False)  # one of its own: events may overlap
         event = event(None, both, seen, js="(...values) => JSON.stringify(values)", **QUIET)
         turns = in_turn("train-offered") | LAST
         event = event.then(enter, [seen, *pickers], [enough, seen, base, *pickers], **turns)
@@ -140,7 +150,7 @@ def _lrm_form(lab: Lab, chosen: gr.State) -> Half:
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lrm")
         options = [*choices.lrms(lab), FRESH]
-        init = gr.Dropdown(options, value=start.init, label="start from", scale=12, elem_id="train-lrm-init")
+        init = Choice(options, value=start.init, label="start from", scale=12, elem_id="train-lrm-init")
         devices = _device_picker(lab, "train-lrm")
     form = forms.build(start, leave_out=("base", "init", "pairs", "latent_cache"), first=LRM_MAIN)
 
@@ -161,9 +171,9 @@ def _lpo_form(lab: Lab, chosen: gr.State) -> Half:
     lrms, policies = choices.lrms(lab), choices.policies(lab)
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lpo")
-        policy = gr.Dropdown(policies, value=choices.BASE, label="start from", scale=12, elem_id="train-lpo-policy")
+        policy = Choice(policies, value=choices.BASE, label="start from", scale=12, elem_id="train-lpo-policy")
         newest = lrms[0][1] if lrms else None
-        lrm = gr.Dropdown(lrms, value=newest, label="LRM that judges", scale=12, elem_id="train-lpo-judge")
+        lrm = Choice(lrms, value=newest, label="LRM that judges", scale=12, elem_id="train-lpo-judge")
         devices = _device_picker(lab, "train-lpo")
     form = forms.build(start, leave_out=("lrm", "prompts", "eval_prompts"), first=LPO_MAIN)
 
