@@ -135,30 +135,26 @@ def test_forms_of_a_study_on_another_base(start_server, page):
     page.click("#tab-label-button")
     expect(page.locator("#label-told")).to_contain_text("2 pairs are waiting")
     expect(page.locator("#label-refused")).to_contain_text("There is no prompt yet")
+    checkpoints.add_checkpoint(store, kind="lrm", name="LRM 2", path=str(GOLDEN / "lrm_sd15"))
     page.click("#tab-train-button")
+    expect(box["lpo-judge"]).to_have_value("LRM 2")  # the tab has its answer
     expect(line).to_have_value(re.compile("--steps 77"))
     shows("sd15", fresh, "77")
 
-    choose(scenes)
-    page.click("#tab-label-button")
-    page.click("#tab-train-button")
-    shows("scenes", "Scenes, as shipped", "100")
-
     refusal = page.locator("#train-lrm-told", has_text="Nothing was started: the study is on another base")
+    choose(scenes)  # on another page
+    page.click("#train-lrm-start")
+    expect(refusal).to_be_visible()
+    shows("scenes", "Scenes, as shipped", "100")
     choose(tiny)
     page.click("#tab-label-button")
     page.evaluate(SLOW_LINE)
     page.click("#tab-train-button")
     steps.fill("55")  # before the answer has come
+    expect(refusal).to_have_count(0)
     page.click("#train-lrm-start")
     expect(refusal).to_be_visible()
     shows("sd15", fresh, "55")
     expect(line).to_have_value(re.compile("--preset sd15 .*--steps 55"))
-    choose(scenes)  # on another page
-    steps.fill("56")
-    expect(refusal).to_have_count(0)
-    page.click("#train-lrm-start")
-    expect(refusal).to_be_visible()
-    shows("scenes", "Scenes, as shipped", "100")
     assert queue.list_jobs(store, kinds=("train-lrm",)) == []
     store.close()

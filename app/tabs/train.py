@@ -14,6 +14,7 @@ from gradio.context import Context
 from gradio.events import Dependency
 
 from app import choices, forms, jobs, training
+from app.components.choice import Choice
 from app.lab import Lab
 from app.tabs import train_models, train_queue
 from app.tabs.events import LAST, ONCE, QUIET, in_turn, kept
@@ -28,16 +29,6 @@ CHANGED = (
     "⚠️ Nothing was started: the study is on another base than the one that this form was filled for. Now it has the "
     "settings of the new base; look at them and press once more."
 )
-
-
-class Choice(gr.Dropdown):
-    """A dropdown whose value goes to the handler also when it is not among the choices any more, as when the button was
-    pressed before fresh ones arrived: our own sentence says so, not Gradio's."""
-
-    is_template = True
-
-    def preprocess(self, payload):
-        return payload
 
 
 class Half(NamedTuple):
