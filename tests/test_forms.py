@@ -84,7 +84,7 @@ def test_numbers_as_people_type_them():
     assert forms.parse("height", int | None, "1,024") == 1024
     assert forms.parse("seed", int, 2**53 + 1) == forms.parse("seed", int, str(2**53 + 1)) == 2**53 + 1
     for text in ("1,00,000", "1.000,5", "9" * 5000):
-        with pytest.raises(ConfigError, match="beta is .*must be"):
+        with pytest.raises(ConfigError, match=r"beta is .*must be"):
             forms.parse("beta", int, text)
     assert forms.parse("height", int | None, "") is None
     assert forms.parse("seeds", tuple[int, ...], "3\n 4 \n\n5") == [3, 4, 5]
