@@ -40,9 +40,7 @@ class Models:
         """Takes the cores that are free now; called before every piece of work."""
         torch.set_num_threads(interactive_threads(is_training(store)))
 
-    def policy(
-        self, policy: Policy, device: str, dtype: str = "auto", allow_mismatch: bool = False
-    ) -> Backbone:
+    def policy(self, policy: Policy, device: str, dtype: str = "auto", allow_mismatch: bool = False) -> Backbone:
         """The policy, ready to draw. Ask again after any other use of the models: its adapters may have changed."""
         networks = [(name, base_identity(name)) for name in (policy.base, policy.unet) if name]
         key = (*networks, device, dtype)

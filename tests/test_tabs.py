@@ -1,5 +1,5 @@
 """How the handlers of the whole page are wired: late answers must not cover the answer to a later click, and no choice
-may be dropped. (What that does behind a slow line is tried in test_data_browser.py.)"""
+may be dropped. (What that does behind a slow line is tried in test_tabs_browser.py.)"""
 
 from collections import defaultdict
 
