@@ -9,13 +9,10 @@ bytes of what is alive at the worst moment. Not in it: CUDA's own half GiB, work
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -25,8 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from benchmarks import measure, models
-from benchmarks.work import OFFICIAL, SD, TARGETS, inputs, parts, resident, weigh
+from benchmarks import measure
+from benchmarks.work import OFFICIAL, SD, TARGETS, carry_out, inputs, parts, resident, weigh
 from lpo.backbones.lora import AdapterStack
 from lpo.backbones.unet import early_features, strip
 from lpo.config import LPOConfig, from_preset
@@ -247,15 +244,7 @@ def report(found: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sizes", choices=tuple(models.MODELS), nargs="+", default=["sd15", "sdxl"])
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
-    arguments = parser.parse_args(argv)
-    found = {size: measure_size(size) for size in arguments.sizes}
-    print(report(found))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
-    return 0
+    return carry_out(__doc__, measure_size, report, argv)
 
 
 if __name__ == "__main__":

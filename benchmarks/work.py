@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -141,8 +142,9 @@ def report(found: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def carry_out(about: str, measure_size: Callable, report: Callable, argv: list[str] | None) -> int:
+    """The command line of a count: `report` of what `measure_size` finds for every size."""
+    parser = argparse.ArgumentParser(description=about.split("\n\n")[0])
     parser.add_argument("--sizes", choices=tuple(models.MODELS), nargs="+", default=["sd15", "sdxl"])
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     arguments = parser.parse_args(argv)
@@ -151,6 +153,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=2) + "\n")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return carry_out(__doc__, measure_size, report, argv)
 
 
 if __name__ == "__main__":
