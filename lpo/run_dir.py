@@ -121,13 +121,13 @@ class Run:
         if not self.writes or not path.exists():
             return
         rows = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # a line cut short by a kill; everything after it is newer
+                if row["step"] <= step:
+                    rows.append(row)
+            except (ValueError, TypeError, KeyError):  # cut short by a kill, or damaged; everything after it is newer
                 break
-            if row["step"] <= step:
-                rows.append(row)
         write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
         self._seconds_before = rows[-1]["seconds"] if rows else 0.0
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from lpo.config import LPOConfig, LRMConfig
+from lpo.config import ConfigError, LPOConfig, LRMConfig
 from lpo.ranks import Ranks
 from lpo.run_dir import STOPPED, Run
 
@@ -40,7 +42,7 @@ def run_training(trainer: Trainer, run: Run, resume: bool) -> int:
     """Train to the end (returns 0) or until a stop is asked for (returns STOPPED, the state saved)."""
     ranks = trainer.ranks
     if resume and run.state_file.exists():
-        trainer.load_state(run.state_file)
+        _load_state(trainer, run)
         run.log(f"resumed after step {trainer.step}")
     ranks.same(trainer.weights.values())
     run.rewind(trainer.step)
@@ -65,6 +67,18 @@ def run_training(trainer: Trainer, run: Run, resume: bool) -> int:
     run.log("finished")
     ranks.any(False)
     return 0
+
+
+def _load_state(trainer: Trainer, run: Run) -> None:
+    try:
+        trainer.load_state(run.state_file)
+    except torch.OutOfMemoryError:
+        raise
+    except (EOFError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+        raise ConfigError(
+            f"{run.state_file} is damaged or of another version of this program, so the run cannot go on: start a new "
+            f"one. What it has trained so far is in {run.path / 'checkpoints'}."
+        ) from error
 
 
 def _stop(trainer: Trainer, run: Run) -> int:

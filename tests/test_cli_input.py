@@ -18,7 +18,9 @@ from lpo.config import CONFIGS, SOURCES, ConfigError, LPOConfig, Policy
 from lpo.data import DataError, read_pairs
 from lpo.lpo_trainer import LPOTrainer
 from lpo.prompts import read_prompts
+from lpo.ranks import ALONE
 from lpo.run_dir import Run
+from lpo.training import run_training
 from tests.test_lpo_cli import BASE, LRM
 
 DEEP = "[" * 100_000
@@ -208,3 +210,29 @@ def test_text_is_utf_8_with_or_without_a_mark_whatever_the_locale(pairs, tmp_pat
     code = f"from lpo.prompts import read_prompts; print(ascii(read_prompts({str(tmp_path / 'p.txt')!r})))"
     said = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, check=True)
     assert said.stdout == "['ein Caf\\xe9']\n"
+
+
+class Saved:
+    """A trainer that has nothing but a state."""
+
+    ranks, weights, step = ALONE, {}, 7
+
+    def load_state(self, path):
+        self.step = torch.load(path, weights_only=True)["step"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no state", b"PK\x03\x04 cut short"])
+def test_a_damaged_state_cannot_go_on_and_says_so(tmp_path, damage):
+    run = Run.create(tmp_path / "run", {})
+    run.state_file.parent.mkdir(exist_ok=True)
+    run.state_file.write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"state.pt is damaged or .*: start a new one"):
+        run_training(Saved(), run, resume=True)
+
+
+def test_damaged_metrics_are_written_anew_from_there_on(tmp_path):
+    run, file = Run.create(tmp_path / "run", {}), tmp_path / "run" / "metrics.jsonl"
+    for damaged in (b'{"step": 2, "sec', b"[]", b'{"seconds": 3}', b"\xff\xfe"):
+        file.write_bytes(b'{"step": 1, "seconds": 2.5}\n' + damaged + b'\n{"step": 3, "seconds": 9}\n')
+        run.rewind(3)
+        assert file.read_text() == '{"step": 1, "seconds": 2.5}\n'
