@@ -31,7 +31,7 @@ def model() -> SimpleNamespace:
 
 def spread(lrm: SimpleNamespace, features: torch.Tensor, text: torch.Tensor) -> float:
     cosine = (F.normalize(lrm.visual_projection(features), dim=-1) * F.normalize(text, dim=-1)[:, None, None]).sum(-1)
-    return float((lrm.logit_scale.exp() * (cosine[:, :, 0] - cosine[:, :, 1])).std())
+    return float((lrm.logit_scale.exp() * (cosine[:, :, 0] - cosine[:, :, 1])).std().detach())
 
 
 def accuracy(lrm: SimpleNamespace, features: torch.Tensor, text: torch.Tensor, target: torch.Tensor) -> float:
