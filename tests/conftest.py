@@ -211,3 +211,10 @@ def page(chromium):
     context.set_default_timeout(SECONDS)
     yield context.new_page()
     context.close()
+
+
+def unfold(fold) -> None:
+    """Opens a fold or a tab, given by the locator of its head, and gives it a second, as a person does: what Gradio
+    mounts in it sets its first value once more, and so undoes what a machine has typed by then."""
+    fold.click()
+    fold.page.wait_for_timeout(1000)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import unfold
 from PIL import Image
 
 import storage
@@ -100,7 +101,7 @@ def test_trace_both_follows_both_policies_with_the_real_worker(ended, start_serv
     page.goto(server.url)
     page.get_by_role("tab", name="Compare").click()
     page.wait_for_selector("#compare-title :text('base + steps × 2')")
-    page.click("#compare-curves button >> nth=0")
+    unfold(page.locator("#compare-curves button").first)
     page.click("#compare-curves-go")
     page.wait_for_function("document.querySelectorAll('#compare-curves-plot .rp-card img').length === 4")
     page.wait_for_function("document.querySelector('#compare-curves-status').innerText.trim() === ''")

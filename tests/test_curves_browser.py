@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from conftest import unfold
 from PIL import Image
 
 import storage
@@ -119,7 +120,7 @@ def test_curves_come_back_and_hovering_shows_the_predicted_picture(page_of):
 def test_a_search_becomes_a_policy_and_bad_settings_are_told(page_of, tmp_path):
     page, errors = page_of(make_trace, "curves")
     page.wait_for_selector("#curves-plot .rp-card img")
-    page.click("#curves-search button >> nth=0")
+    unfold(page.locator("#curves-search button").first)
     page.fill("#curves-search-candidates input", "65")
     page.click("#curves-search-add")
     page.wait_for_selector("#curves-search-told :text('candidates is 65')")
@@ -193,7 +194,7 @@ def test_trainings_are_shown_resumed_started_and_deleted(page_of, tmp_path):
     page.click("#train-resume")
     page.wait_for_selector("#train-list .tq-row:has-text('LPO 4'):has-text('waiting')")
 
-    page.get_by_role("tab", name="Adapter").click()
+    unfold(page.get_by_role("tab", name="Adapter"))
     page.get_by_label("iterations").fill("-3")
     page.wait_for_selector("#train-lpo-cost :text('iterations is -3')")
     page.get_by_label("iterations").fill("7")

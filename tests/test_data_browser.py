@@ -1,6 +1,7 @@
 """The Data tab in a real browser: imported labels, their score gaps, the picture of what a rule does, and Apply."""
 
 import pytest
+from conftest import unfold
 from test_filters import imported, join, write_csv  # noqa: F401  (imported is a fixture)
 
 from storage import filters, gaps, mpcf
@@ -25,7 +26,7 @@ def test_what_a_rule_keeps_is_seen_before_it_is_applied(start_server, page, stor
     page.goto(start_server("--no-workers", data_dir=store.data_dir).url)
     page.click("#tab-data-button", timeout=120_000)
     page.wait_for_selector("#data-numbers .st-number, #data-numbers b")
-    page.click("#data-filter > button, #data-filter .label-wrap >> nth=0")
+    unfold(page.locator("#data-filter > button, #data-filter .label-wrap").first)
     page.click("#filter-study input")
     page.click(f"ul[role=listbox] >> text={study.name}")
     rule = mpcf.PRESETS["MPCF rule 2"]

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import SECONDS, Server, wait_for
+from conftest import SECONDS, Server, unfold, wait_for
 from PIL import Image
 from playwright.sync_api import Page, expect
 from sqlmodel import select
@@ -111,7 +111,7 @@ def test_keys_choose_and_nothing_else_votes(filled, start_server, page):
     page.evaluate(
         "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', repeat: true, bubbles: true}))"
     )
-    page.get_by_text("Pairs for your own prompts").click()
+    unfold(page.get_by_text("Pairs for your own prompts"))
     page.locator("#label-prompts textarea").fill("")
     page.locator("#label-prompts textarea").press_sequentially("xsu x")
     page.keyboard.press("ArrowLeft")

@@ -7,7 +7,7 @@ find the votes again as labels.
 import sqlite3
 
 import pytest
-from conftest import wait_for
+from conftest import unfold, wait_for
 from playwright.sync_api import Page, expect
 
 LABELS = 14
@@ -87,7 +87,7 @@ def label(page: Page, server) -> None:
 
 
 def train_lrm(page: Page, server) -> None:
-    page.click("#tab-train-button")
+    unfold(page.locator("#tab-train-button"))
     fill(page, "#train-lrm", steps=6, batch_size=8)
     start(page, "train-lrm")
     ended_well(page, server, "train-lrm", "The LRM is ready")
@@ -96,7 +96,7 @@ def train_lrm(page: Page, server) -> None:
 def train_lpo(page: Page, server) -> Page:
     """The browser is closed while it trains; another window finds the training again."""
     page.get_by_role("tab", name="2 · Adapter (LPO)").click()
-    page.locator("#train-lpo").get_by_text("All other settings").click()
+    unfold(page.locator("#train-lpo").get_by_text("All other settings"))
     fill(page, "#train-lpo", iterations=2, eval_count=2, eval_seeds=1, prompts_per_iteration=3)
     start(page, "train-lpo")
     context = page.context

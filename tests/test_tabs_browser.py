@@ -3,6 +3,7 @@ people do, behind a slow line; how the handlers are wired for it is read in test
 """
 
 import pytest
+from conftest import unfold
 from playwright.sync_api import Page, expect
 
 import storage
@@ -106,7 +107,7 @@ def type_and_choose(store, page: Page) -> None:
     votes.fill("5")
     page.click("#tab-curves-button")
     page.click("#tab-label-button")
-    page.get_by_role("button", name="Studies").click()
+    unfold(page.get_by_role("button", name="Studies"))
     choose(page, "#label-study", "Second")
     choose(page, "#label-study", "Third")
     expect(page.locator("#label-about")).to_contain_text("Third question?")
