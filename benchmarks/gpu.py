@@ -18,12 +18,14 @@ from pathlib import Path
 
 from benchmarks.measure import MODELS
 from benchmarks.models import SIZES
+from lpo.config import PRESETS
 
 # Official settings: prompts sampled and pairs trained together, and all pairs of 20 steps. The micro-batches are the
 # presets' (same maths, less memory; benchmarks/activations.py).
-TINY_SDXL = {"prompts": 4, "train-batch-size": 4, "kept": [28, 80], "batch-size": 8, "micro-batch-size": 2}
+MICRO = {name: PRESETS["train-lpo"][name]["micro_batch_size"] for name in ("sd15", "sdxl")}
+TINY_SDXL = {"prompts": 4, "train-batch-size": 4, "kept": [28, 80], "batch-size": 8, "micro-batch-size": MICRO["sdxl"]}
 SETTINGS = {"sdxl": TINY_SDXL | {"gradient-checkpointing": True}, "tiny-sdxl": TINY_SDXL}
-OTHERS = {"prompts": 5, "train-batch-size": 10, "kept": [28, 100], "batch-size": 16, "micro-batch-size": 5}
+OTHERS = {"prompts": 5, "train-batch-size": 10, "kept": [28, 100], "batch-size": 16, "micro-batch-size": MICRO["sd15"]}
 LPO = ("prompts", "train-batch-size", "kept", "gradient-checkpointing", "micro-batch-size")
 LRM = ("batch-size", "gradient-checkpointing")
 

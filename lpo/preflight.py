@@ -28,6 +28,19 @@ from lpo.places import (
     unet_source,
 )
 
+SPACE = ("channels", "scaling_factor", "shift_factor")  # of latents: what plain files tell
+PIPELINES = {
+    "StableDiffusion3Pipeline": "sd3", "StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15",
+}  # fmt: skip
+WIDTH_SD21 = 1024  # of its text encoder; SD1.x has 768, and the same pipeline
+TENSORS = (  # of a single file in the original layout: how names of its tensors begin
+    ("model.diffusion_model.joint_blocks.", "sd3"), ("conditioner.", "sdxl"), ("cond_stage_model.model.", "sd21"),
+    ("cond_stage_model.transformer.", "sd15"),
+)  # fmt: skip
+MARKS = (  # in a name; SDXL's before SD2.1's, of which "sdxl-2.1" has one, too
+    ("sd3", ("diffusion-3", "sd3")), ("sdxl", ("xl",)), ("sd21", ("2-1", "2.1", "sd21", "diffusion-2")),
+)  # fmt: skip
+
 
 def require_startable(config: LRMConfig | LPOConfig) -> None:
     """Raises ConfigError with the sentence that the training would end with, as far as that can be told at once."""
@@ -41,20 +54,6 @@ def require_startable(config: LRMConfig | LPOConfig) -> None:
         _require_projection(config)
     else:
         _require_lrm(config.init, config.base, config.allow_latent_mismatch)
-
-
-SPACE = ("channels", "scaling_factor", "shift_factor")  # of latents: what plain files tell
-PIPELINES = {
-    "StableDiffusion3Pipeline": "sd3", "StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15",
-}  # fmt: skip
-WIDTH_SD21 = 1024  # of its text encoder; SD1.x has 768, and the same pipeline
-TENSORS = (  # of a single file in the original layout: how names of its tensors begin
-    ("model.diffusion_model.joint_blocks.", "sd3"), ("conditioner.", "sdxl"), ("cond_stage_model.model.", "sd21"),
-    ("cond_stage_model.transformer.", "sd15"),
-)  # fmt: skip
-MARKS = (  # in a name; SDXL's before SD2.1's, of which "sdxl-2.1" has one, too
-    ("sd3", ("diffusion-3", "sd3")), ("sdxl", ("xl",)), ("sd21", ("2-1", "2.1", "sd21", "diffusion-2")),
-)  # fmt: skip
 
 
 def family(base: str) -> str:
