@@ -30,6 +30,10 @@ class Vanished(Exception):
     """Raised by a job's function when the process that did the work is gone, nobody knows why; it may be resumed."""
 
 
+class TrainingError(ValueError):
+    """Why a training cannot start or ended without success, in one sentence."""
+
+
 class Task:
     """A job in hand. A thread says every two seconds that the worker lives, and learns whether to stop."""
 

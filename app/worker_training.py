@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -21,8 +20,10 @@ from app import jobs
 from app.devices import device_count
 from app.lab import ROOT
 from app.worker_device import training_threads
-from app.worker_task import Stopped, Task, Vanished
-from storage import answers, checkpoints, filters, labels
+from app.worker_inputs import prepare
+from app.worker_task import Stopped, Task, TrainingError, Vanished
+from lpo.run_dir import STOPPED, write_json
+from storage import checkpoints
 from storage import jobs as queue
 from storage.models import Checkpoint
 
@@ -31,13 +32,8 @@ LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines",
             "--mixed_precision", "no", "--dynamo_backend", "no"]  # fmt: skip
 POLL_SECONDS = 0.3
 SAVE_SECONDS = 120.0  # how long a child may take to save itself; then it is killed and resumed from its last state
-STOPPED = 3  # the exit code of lpo that means "stopped, resumable"
 RESUME = "continue with --resume"  # how its log then ends
 NAMES = {"train-lrm": "LRM", "train-lpo": "LPO"}
-
-
-class TrainingError(ValueError):
-    """Why a training cannot start or ended without success, in one sentence."""
 
 
 def run(task: Task) -> dict:
@@ -122,36 +118,6 @@ def command(processes: int) -> list[str]:
     """How lpo is started in one process, or by a launcher in several that train together (lpo/ranks.py)."""
     python, *program = COMMAND
     return COMMAND if processes == 1 else [python, *LAUNCHER, "--num_processes", str(processes), *program]
-
-
-def prepare(task: Task) -> dict:
-    """The frozen config with its inputs: the snapshot of labels, or the prompts, written into the run folder."""
-    config, folder, study_id = jobs.settings(task.job.config), task.folder, task.job.study_id
-    if config.get("device", "auto") == "auto":
-        config["device"] = task.device
-    if study_id is None:
-        return config
-    if task.job.kind == "train-lrm":
-        config["pairs"], written = str(folder / "pairs.jsonl"), Counter()
-        with open(config["pairs"], "w") as file:
-            for line in answers.training_pairs(task.store, study_id):
-                file.write(json.dumps(line) + "\n")
-                written[line["split"]] += 1
-        if not written["train"]:
-            raise TrainingError(
-                "There is no label to train on yet; answer some pairs in the Label tab (ties count, skips do not)."
-            )
-        filtered = filters.describe(filters.active(task.store, study_id))
-        write_json(folder / "snapshot.json", {"format_version": 1, "pairs": written.total(), "filter": filtered})
-        return config
-    for field, split in (("prompts", "train"), ("eval_prompts", "heldout")):
-        texts = [prompt.text for prompt in labels.study_prompts(task.store, study_id, split)]
-        if texts and not config.get(field):
-            config[field] = str(folder / f"{field}.json")
-            write_json(folder / f"{field}.json", texts)
-    if not config.get("prompts"):
-        raise TrainingError("This study has no prompts to train on; add some in the Label tab first.")
-    return config
 
 
 def watch(task: Task, child: psutil.Process, process: subprocess.Popen | None) -> bool:
@@ -315,10 +281,3 @@ def tail(path: Path) -> str:
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 16384))
         return file.read().decode("utf-8", "replace")
-
-
-def write_json(path: Path, data: dict | list) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(partial, path)

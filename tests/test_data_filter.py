@@ -9,7 +9,7 @@ from test_filters import imported, random_rows, write_csv  # noqa: F401  (a fixt
 from test_scorers import tiny_clip
 from worker_lab import TaskInHand
 
-from app import filter_figure, training, worker_gaps, worker_training
+from app import filter_figure, training, worker_gaps, worker_inputs
 from app.tabs import data_filter
 from app.worker_task import Stopped
 from storage import filters, gaps, labels, mpcf
@@ -80,7 +80,7 @@ def test_the_snapshot_of_a_training_says_which_filter_it_respects(lab, store, tm
     task = SimpleNamespace(
         store=store, device="cpu", folder=tmp_path, job=SimpleNamespace(kind="train-lrm", study_id=study.id, config={})
     )
-    config = worker_training.prepare(task)
+    config = worker_inputs.prepare(task)
     lines = [json.loads(line) for line in Path(config["pairs"]).read_text().splitlines()]
     assert {line["filter"] for line in lines} == {"MPCF rule 2"}
     about = json.loads((tmp_path / "snapshot.json").read_text())
@@ -88,7 +88,7 @@ def test_the_snapshot_of_a_training_says_which_filter_it_respects(lab, store, tm
     told = training.sufficiency(labels.counts(store, study.id), True)
     assert "The filter MPCF rule 2 keeps 1" in told or "The filter MPCF rule 2 keeps 2" in told
     filters.remove(store, study.id)
-    worker_training.prepare(task)
+    worker_inputs.prepare(task)
     assert json.loads((tmp_path / "snapshot.json").read_text())["filter"] is None
     assert "filter" not in training.sufficiency(labels.counts(store, study.id), True)
 
