@@ -8,7 +8,7 @@ from PIL import Image
 
 from app import choices, comparisons
 from app.comparisons import Side
-from app.tabs import compare, compare_form, search_form
+from app.tabs import compare_form, compare_panel, search_form
 from storage import checkpoints, jobs, labels, studies
 from storage import comparisons as stored
 
@@ -137,13 +137,14 @@ def test_own_prompts(lab, run):
 
 def test_a_fixed_vote_from_sampling_to_verdict(lab, run, voter):
     comparison_id = new(lab, run, count=10)
-    face = compare.draw(lab, comparison_id, None)
-    assert "waiting for the worker" in face[1]
+    face = compare_panel.face(lab, comparison_id, None)
+    assert "waiting for the worker" in face["title"]
     sampled(lab, comparison_id)
     job_folder = lab.store.runs_dir / comparisons.compare_job(lab, comparison_id)
     job_folder.mkdir(parents=True)
-    voting = compare.draw(lab, comparison_id, None)
-    assert len(voting) == len(face)  # every face fills the same components
+    voting = compare_panel.face(lab, comparison_id, None)
+    for drawn in (face, voting):  # nothing of another comparison is left standing
+        assert {"voting", "picker", "standing", "told", "sure", "out", "words", "pictures", "resume"} <= set(drawn)
     row = stored.get_comparison(lab.store, comparison_id)
     hashes = {
         item[side]
@@ -160,13 +161,13 @@ def test_a_fixed_vote_from_sampling_to_verdict(lab, run, voter):
     with pytest.raises(ValueError, match="verdict of this comparison is not out yet"):
         comparisons.peek(lab, row)
     answer(lab, comparison_id, voter, 9, "b")
-    assert "9 of 10 votes" in compare.draw(lab, comparison_id, None)[4]
+    assert "9 of 10 votes" in compare_panel.face(lab, comparison_id, None)["standing"]
     assert stored.get_comparison(lab.store, comparison_id).state == "voting"
     answer(lab, comparison_id, voter, 1, "a")
-    out = compare.draw(lab, comparison_id, voting[-1])
+    out = compare_panel.face(lab, comparison_id, voting["drawn"])
     row = stored.get_comparison(lab.store, comparison_id)
-    assert row.state == "complete" and len(out) == len(face)
-    html, shown = out[9], out[10]
+    assert row.state == "complete" and set(out) == set(face)
+    html, shown = out["words"], out["pictures"]
     assert "evidence that LPO 1, step 60 is preferred to base" in html.lower() or "Evidence" in html
     assert all(brightness(lab, each["a"]) == 10 and brightness(lab, each["b"]) == 240 for each in shown["rows"])
     assert sorted(each["vote"] for each in shown["rows"]) == ["a"] + ["b"] * 9
@@ -219,8 +220,8 @@ def test_skips_do_not_block_the_verdict(lab, run, voter):
     with pytest.raises(ValueError, match="0 of 4 planned votes"):
         stored.complete(lab.store, comparison_id)
     answer(lab, comparison_id, voter, 9, "b")
-    face = compare.draw(lab, comparison_id, None)
-    assert "3 of 4 votes, 1 pairs were skipped" in face[4]
+    face = compare_panel.face(lab, comparison_id, None)
+    assert "3 of 4 votes, 1 pairs were skipped" in face["standing"]
     assert stored.complete(lab.store, comparison_id).result["losses"] == 3
 
 
@@ -229,12 +230,12 @@ def test_giving_up_blindness_is_recorded(lab, run, voter):
     sampled(lab, comparison_id)
     answer(lab, comparison_id, voter, 2, "b")
     stored.abandon(lab.store, comparison_id)
-    out = compare.draw(lab, comparison_id, None)
+    out = compare_panel.face(lab, comparison_id, None)
     row = stored.get_comparison(lab.store, comparison_id)
-    assert "No verdict: blindness was given up after 2 of 6 votes." in out[9]
+    assert "No verdict: blindness was given up after 2 of 6 votes." in out["words"]
     assert comparisons.verdict_words(lab, row) == "blindness given up, no verdict"
-    assert "blindness given up" in out[0]
-    assert sorted(each["vote"] for each in out[10]["rows"]) == ["", "", "", "", "b", "b"]
+    assert "blindness given up" in out["listing"]
+    assert sorted(each["vote"] for each in out["pictures"]["rows"]) == ["", "", "", "", "b", "b"]
 
 
 def test_earlier_checkpoints_are_offered(lab, run, voter):
@@ -249,7 +250,7 @@ def test_earlier_checkpoints_are_offered(lab, run, voter):
     assert compare_form.fill(lab, row, False)[2] == str(run[2].id)
     sampled(lab, comparison_id)
     answer(lab, comparison_id, voter, 6, "a")
-    html = compare.draw(lab, comparison_id, None)[9]
+    html = compare_panel.face(lab, comparison_id, None)["words"]
     assert "over-optimised" in html and "step 20, 40" in html
 
 
@@ -303,9 +304,9 @@ def test_texts_are_escaped(lab, run, voter):
     answer(lab, comparison_id, voter, 1, "b")
     run[2].name = "x"
     checkpoints.add_checkpoint(lab.store, kind="adapter", name="<b>bold</b>", path=run[2].path)
-    out = compare.draw(lab, comparison_id, None)
-    assert "<b>bold" not in out[0] and "<b>bold" not in out[9]
-    assert "&lt;b&gt;bold" in out[0] and "&lt;b&gt;bold" in out[9]
+    out = compare_panel.face(lab, comparison_id, None)
+    assert "<b>bold" not in out["listing"] and "<b>bold" not in out["words"]
+    assert "&lt;b&gt;bold" in out["listing"] and "&lt;b&gt;bold" in out["words"]
 
 
 def test_form_sentences(lab, run):
