@@ -11,7 +11,6 @@ from app import jobs
 from app.lab import Lab
 from lpo.config import CONFIGS, ConfigError, LPOConfig, LRMConfig, from_dict, from_preset, to_args
 from storage import jobs as queue
-from storage import numbers
 
 FEW, SOME, CLEAR = 25, 100, 300  # usable training labels: below, a first try, a clear taste, plenty
 KEPT_LOW, KEPT_HIGH = 0.05, 0.90
@@ -68,11 +67,11 @@ def amount(kind: str, config: LRMConfig | LPOConfig) -> float:
 FIRST_GUESS = {"train-lrm": (15.0, 0.032), "train-lpo": (10.0, 0.018)}
 
 
-def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int = 1) -> str:
+def estimate(lab: Lab, kind: str, config: LRMConfig | LPOConfig, processes: int = 1, labels: int = 0) -> str:
     """How long it will take, judged by the newest run of the same kind on the same base and number of devices; for an
-    LRM also how often it sees every label of the current study."""
+    LRM also how often it sees each of the study's `labels` usable training labels."""
     if kind == "train-lrm":
-        pairs = round(numbers.counts(lab.store, lab.current_study().id)["train"] * (1 - config.calibration))
+        pairs = round(labels * (1 - config.calibration))
         planned = replace(config, steps=config.planned_steps(pairs)) if pairs else config
         return f"{_time(lab, kind, planned, processes)} {_passes(config, planned.steps, pairs)}".strip()
     return _time(lab, kind, config, processes)

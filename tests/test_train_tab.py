@@ -2,13 +2,14 @@
 
 import json
 
+import gradio as gr
 import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
 import storage
 from app import choices, jobs, training, training_figures, training_html
-from app.tabs import compare_form, curves, train_queue
+from app.tabs import compare_form, curves, train, train_queue
 from lpo.config import LPOConfig, LRMConfig, from_preset, to_dict
 from storage import checkpoints
 from storage import jobs as queue
@@ -99,9 +100,8 @@ def test_the_estimate_learns_from_the_last_run(lab):
         (0, {}, ""),
     ],
 )
-def test_few_labels_are_not_learned_by_heart(lab, monkeypatch, labels, changes, words):
-    monkeypatch.setattr(training.numbers, "counts", lambda store, study: {"train": labels})
-    told = training.estimate(lab, "train-lrm", from_preset(LRMConfig, "scenes", **changes))
+def test_few_labels_are_not_learned_by_heart(lab, labels, changes, words):
+    told = training.estimate(lab, "train-lrm", from_preset(LRMConfig, "scenes", **changes), labels=labels)
     assert words in told and ("label" in told) == bool(words)
     seconds = training.estimate(lab, "train-lrm", from_preset(LRMConfig, "scenes", steps=14))
     assert (told.split(" on")[0] == seconds.split(" on")[0]) == words.startswith("14")
@@ -221,6 +221,21 @@ def test_compare_with_the_base_means_the_training_that_is_looked_at(lab):
     train_queue.to_compare(lab, job_id)
     assert compare_form.asked(lab) == str(row.id)
     assert compare_form.asked(lab) is None  # once: the next look at the tab is as it was left
+
+
+def test_the_labels_are_counted_once_when_the_tab_is_opened(lab, labelled_study, monkeypatch):
+    counted, count = [], train.numbers.counts
+    monkeypatch.setattr(train.numbers, "counts", lambda *study: counted.append(study) or count(*study))
+    with gr.Blocks() as blocks, gr.Tabs(), gr.Tab("Train"):
+        train.build(lab)
+    handlers = list(blocks.fns.values())
+    enter = next(handler for handler in handlers if handler.name == "enter")
+    said, usable, *_ = enter.fn(*(each.value for each in enter.inputs))
+    assert "**1 usable label**" in said and usable == 1
+    for tell in [handler for handler in handlers if handler.name == "tell"]:
+        _, *settings = [each.value for each in tell.inputs]
+        assert "About" in tell.fn(usable, *settings)[0]
+    assert len(counted) == 1
 
 
 def test_a_training_without_a_step_shows_a_sentence_for_plots(lab):

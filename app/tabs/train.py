@@ -47,15 +47,16 @@ def build(lab: Lab) -> None:
     """The tab: two forms at the left, the queue at the right."""
     tab = Context.block
     chosen = gr.State(None)  # the id of the job that the right half shows; None for the newest
+    usable = gr.State(0)  # training labels of the study, counted when the tab is opened
     with gr.Row():
         with gr.Column(scale=6, min_width=420, elem_classes="dense"):
             with gr.Tabs(elem_id="train-kinds"):
                 with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm", elem_classes="dense") as first:
                     enough = gr.Markdown()
-                    lrm = _lrm_form(lab, chosen)
+                    lrm = _lrm_form(lab, chosen, usable)
                 with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo", elem_classes="dense") as second:
                     gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
-                    lpo = _lpo_form(lab, chosen)
+                    lpo = _lpo_form(lab, chosen, usable)
             imported = train_models.import_form(lab)
         with gr.Column(scale=8, min_width=520, elem_classes="dense"):
             refresh = train_queue.build(lab, chosen)
@@ -68,6 +69,7 @@ def build(lab: Lab) -> None:
         counts = numbers.counts(lab.store, lab.current_study().id)
         return (
             training.sufficiency(counts, bool(lrms)),
+            counts["train"],
             seen,
             _base(lab),
             kept([*lrms, FRESH], init, lrm.values[family(lab.current_study().base)][1]),
@@ -88,7 +90,7 @@ def build(lab: Lab) -> None:
         both, seen = [*lrm.filled, *lpo.filled], gr.Textbox(visible=False)  # one of its own: events may overlap
         event = event(None, both, seen, js="(...values) => JSON.stringify(values)", **QUIET)
         turns = in_turn("train-offered") | LAST
-        event = event.then(enter, [seen, *pickers], [enough, seen, base, *pickers], **turns)
+        event = event.then(enter, [seen, *pickers], [enough, usable, seen, base, *pickers], **turns)
         for half, start in ((lrm, 0), (lpo, len(lrm.filled))):
             js = FOLLOW % (start, json.dumps(half.values))
             half.told(
@@ -136,7 +138,7 @@ def _device_picker(lab: Lab, kind: str) -> gr.Dropdown:
     )  # fmt: skip
 
 
-def _lrm_form(lab: Lab, chosen: gr.State) -> Half:
+def _lrm_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
     start = from_preset(LRMConfig, family(lab.current_study().base))
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lrm")
@@ -149,7 +151,7 @@ def _lrm_form(lab: Lab, chosen: gr.State) -> Half:
         folder = init if init == FRESH[1] else choices.lrm(lab, _needed(init, "LRM to start from"))
         return {"base": lab.current_study().base, "init": folder, "pairs": "pairs.jsonl"}
 
-    half = _finish(lab, "train-lrm", "Train the LRM", preset, devices, form, [init], fixed, chosen)
+    half = _finish(lab, "train-lrm", "Train the LRM", preset, devices, form, [init], fixed, chosen, usable)
     starts = {
         name: from_preset(LRMConfig, name).init for name in half.values
     }  # what to start from is the preset's, too
@@ -157,7 +159,7 @@ def _lrm_form(lab: Lab, chosen: gr.State) -> Half:
     return half._replace(filled=[preset, init, *form.inputs], values=values)
 
 
-def _lpo_form(lab: Lab, chosen: gr.State) -> Half:
+def _lpo_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
     start = from_preset(LPOConfig, family(lab.current_study().base))
     lrms, policies = choices.lrms(lab), choices.policies(lab)
     with gr.Row(equal_height=True):
@@ -174,7 +176,7 @@ def _lpo_form(lab: Lab, chosen: gr.State) -> Half:
             "lrm": choices.lrm(lab, _needed(lrm, "LRM")),
         }
 
-    return _finish(lab, "train-lpo", "Train the adapter", preset, devices, form, [policy, lrm], fixed, chosen)
+    return _finish(lab, "train-lpo", "Train the adapter", preset, devices, form, [policy, lrm], fixed, chosen, usable)
 
 
 def _preset_picker(lab: Lab, kind: str) -> gr.Dropdown:
@@ -190,8 +192,9 @@ def _needed(value: str | None, what: str) -> str:
 
 
 def _finish(
-    lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, pickers: list, fixed, chosen: gr.State
-) -> Half:
+    lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, pickers: list, fixed, chosen: gr.State,
+    usable: gr.State,
+) -> Half:  # fmt: skip
     """The lower half of both forms: time, the button and what came of it, command line.
 
     `fixed(*pickers' values)` gives the fields that are not in the form.
@@ -208,12 +211,12 @@ def _finish(
     def config_of(*values):
         return form.read(values[len(pickers) :], **fixed(*values[: len(pickers)]))
 
-    def tell(preset, devices, *values):
+    def tell(usable, preset, devices, *values):
         try:
             config = config_of(*values)
             heldout = studies.has_prompts(lab.store, lab.current_study().id, "heldout")
             same = training.command(kind, preset, config, devices, heldout)
-            return training.estimate(lab, kind, config, devices), same
+            return training.estimate(lab, kind, config, devices, usable), same
         except ValueError as error:
             return f"⚠️ {error}", ""
 
@@ -231,12 +234,12 @@ def _finish(
             job = jobs.submit(lab, kind, {**to_dict(config), jobs.PROCESSES: devices}, lab.current_study().id)
         except ValueError as error:
             return f"⚠️ {error}", gr.skip()
-        return "It is in the queue at the right, and goes on if you close this page.", job
+        return "It is in the queue, and goes on if you close this page.", job
 
     base = gr.Textbox(_base(lab), visible=False)
     inputs = [devices, *pickers, *form.inputs]
     changed = [component.change for component in [preset, *inputs]]
-    telling = {"fn": tell, "inputs": [preset, *inputs], "outputs": [cost, line], **LAST}
+    telling = {"fn": tell, "inputs": [usable, preset, *inputs], "outputs": [cost, line], **LAST}
     telling |= in_turn(f"{kind}-tell")
     gr.on(changed, **telling)
     # In the browser, at once, however busy the server is: the button starts the preset that was just chosen, no answer
