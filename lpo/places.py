@@ -5,7 +5,9 @@ the sentences when it is not there or does not fit. Imports no torch, so that a 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 from lpo.options import ConfigError
 
@@ -13,6 +15,26 @@ SCENES = Path(__file__).parent / "scenes" / "weights"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PROJECTION = "text_projection.weight"
 IDENTITY = "identity"  # a text projection to start from that changes nothing
+
+
+class Family(NamedTuple):
+    """What a single file of a family is: the family's name, its pipeline, and the hub id that has its configuration."""
+
+    name: str
+    pipeline: str
+    configuration: str
+
+
+SINGLE_FILES = {  # a tensor that every whole single-file checkpoint of the family has, and no other
+    "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": Family(
+        "sd3", "StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3-medium-diffusers"),
+    "conditioner.embedders.1.model.ln_final.weight": Family(
+        "sdxl", "StableDiffusionXLPipeline", "stabilityai/stable-diffusion-xl-base-1.0"),
+    "cond_stage_model.model.ln_final.weight": Family(
+        "sd21", "StableDiffusionPipeline", "stabilityai/stable-diffusion-2-1"),
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight": Family(
+        "sd15", "StableDiffusionPipeline", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+}  # fmt: skip
 
 
 def resolve_base(base: str) -> str:
@@ -89,16 +111,33 @@ def projection_files(place: str) -> list[Path] | None:
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """{tensor's name: shape} of a .safetensors file, from its header alone. Raises ConfigError."""
+    """{tensor's name: shape} of a .safetensors file, from its header alone. Raises ConfigError, also for a file that
+    was cut short."""
     try:
         with open(file, "rb") as opened:
             size = int.from_bytes(opened.read(8), "little")
             if size > 100 * 2**20:  # the format's own limit
                 raise ValueError(size)
             header = json.loads(opened.read(size))
-        return {name: tuple(about["shape"]) for name, about in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            header.pop("__metadata__", None)
+            end = max((about["data_offsets"][1] for about in header.values()), default=0)
+            if 8 + size + end != os.path.getsize(file):
+                raise ValueError(end)
+        return {name: tuple(about["shape"]) for name, about in header.items()}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{file} is not a readable .safetensors file.") from error
+
+
+def single_file_family(file: str | Path) -> Family:
+    """The family of a checkpoint of one file in the original layout. Raises ConfigError if it is not a whole one."""
+    names = tensor_shapes(Path(file))
+    found = next((family for tensor, family in SINGLE_FILES.items() if tensor in names), None)
+    if found is None:
+        raise ConfigError(
+            f"{file} is no whole Stable Diffusion checkpoint in the original layout (UNet, VAE and text encoder in one "
+            "file): give one, or a diffusers folder; LoRA files go into adapters."
+        )
+    return found
 
 
 def require_projection(

@@ -24,6 +24,7 @@ from lpo.places import (
     require_projection,
     require_same_space,
     resolve_base,
+    single_file_family,
     tensor_shapes,
     unet_source,
 )
@@ -33,10 +34,6 @@ PIPELINES = {
     "StableDiffusion3Pipeline": "sd3", "StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15",
 }  # fmt: skip
 WIDTH_SD21 = 1024  # of its text encoder; SD1.x has 768, and the same pipeline
-TENSORS = (  # of a single file in the original layout: how names of its tensors begin
-    ("model.diffusion_model.joint_blocks.", "sd3"), ("conditioner.", "sdxl"), ("cond_stage_model.model.", "sd21"),
-    ("cond_stage_model.transformer.", "sd15"),
-)  # fmt: skip
 MARKS = (  # in a name; SDXL's before SD2.1's, of which "sdxl-2.1" has one, too
     ("sd3", ("diffusion-3", "sd3")), ("sdxl", ("xl",)), ("sd21", ("2-1", "2.1", "sd21", "diffusion-2")),
 )  # fmt: skip
@@ -63,7 +60,7 @@ def family(base: str) -> str:
         return base
     try:
         source = resolve_base(base)
-        found = _file_family(Path(source)) if Path(source).is_file() else _folder_family(source)
+        found = single_file_family(source).name if Path(source).is_file() else _folder_family(source)
     except ConfigError:  # not there any more, or damaged: a training says so
         found = None
     return found or next((name for name, marks in MARKS if any(mark in base.lower() for mark in marks)), "sd15")
@@ -74,11 +71,6 @@ def _folder_family(source: str) -> str | None:
     found = PIPELINES.get((_json(_file(source, "model_index.json")) or {}).get("_class_name"))
     width = (_json(_file(source, "text_encoder/config.json")) or {}).get("hidden_size")
     return "sd21" if found == "sd15" and width == WIDTH_SD21 else found
-
-
-def _file_family(file: Path) -> str | None:
-    names = tensor_shapes(file)
-    return next((family for start, family in TENSORS if any(name.startswith(start) for name in names)), None)
 
 
 def fits(lrm: str, base: str) -> bool:
@@ -124,8 +116,8 @@ def _require_projection(config: LRMConfig) -> None:
     """Where the base's kind and text encoder can be read: it needs CLIP's text projection of the right shape."""
     source, place = resolve_base(config.base), config.text_projection
     if Path(source).is_file():
-        if not place and any(name.startswith("cond_stage_model.") for name in tensor_shapes(Path(source))):
-            require_projection(config.base, place, (), None)  # the original layout of SD1.x and SD2.x has none
+        if single_file_family(source).name in ("sd15", "sd21") and not place:
+            require_projection(config.base, place, (), None)  # their original layout has none
         return
     kind = (_json(_file(source, "model_index.json")) or {}).get("_class_name")
     width = (_json(_file(source, "text_encoder/config.json")) or {}).get("hidden_size")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from app import jobs, pairs
 from lpo import preflight
+from lpo.backbones.source import pipeline_class
 from lpo.config import Adapter, ConfigError, LPOConfig, LRMConfig, Policy, from_preset, to_dict
 from lpo.places import PROJECTION, tensor_shapes
 from lpo.preflight import family, fits, require_startable
@@ -35,6 +36,13 @@ def test_a_header_tells_what_the_library_tells():
     file = SD15 / "text_encoder" / "model.safetensors"
     with safe_open(str(file), "pt") as opened:
         assert tensor_shapes(file) == {k: tuple(opened.get_slice(k).get_shape()) for k in opened.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("header", ["[" * 10_000, '{"x": {"shape": [1], "data_offsets": [0]}}', '{"x": 1}', "[1]"])
+def test_a_header_of_nonsense_is_one_sentence(header, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(ConfigError, match="not a readable"):
+        tensor_shapes(tmp_path / "x.safetensors")
 
 
 def test_a_missing_text_projection_is_asked_for_at_the_button(lab, tmp_path):
@@ -71,15 +79,39 @@ def test_a_base_that_holds_it_or_needs_none_is_let_through(tmp_path):
         require_startable(bare(base=str(base), text_projection=str(clip(tmp_path / "clip"))))
 
 
-def test_one_file_in_the_original_layout(tmp_path):
-    for name, refused in (("cond_stage_model.transformer.x", True), ("conditioner.embedders.1.x", False)):
-        save_file({name: torch.zeros(1)}, tmp_path / "model.safetensors")
-        config = bare(base=str(tmp_path / "model.safetensors"))
-        if refused:
-            with pytest.raises(ConfigError, match="does not hold CLIP's"):
-                require_startable(config)
-        else:
-            require_startable(config)
+# a tensor that the published files have, their family and pipeline
+ORIGINAL = {
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight": ("sd15", "StableDiffusionPipeline"),
+    "cond_stage_model.model.ln_final.weight": ("sd21", "StableDiffusionPipeline"),
+    "conditioner.embedders.1.model.ln_final.weight": ("sdxl", "StableDiffusionXLPipeline"),
+    "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": ("sd3", "StableDiffusion3Pipeline"),
+}
+
+
+@pytest.mark.parametrize(("tensor", "known"), ORIGINAL.items())
+def test_one_file_in_the_original_layout(tensor, known, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file({"first_stage_model.encoder.conv_in.bias": torch.zeros(2), tensor: torch.zeros(3)}, file)
+    assert (family(str(file)), pipeline_class(str(file))) == known  # the button and the training say the same
+    if known[1] == "StableDiffusionPipeline":
+        with pytest.raises(ConfigError, match="does not hold CLIP's"):
+            require_startable(bare(base=str(file)))
+        require_startable(bare(base=str(file), text_projection="identity"))
+    else:
+        require_startable(bare(base=str(file)))
+    file.write_bytes(file.read_bytes()[:-1])  # a download that was cut short
+    for ask in (pipeline_class, lambda base: require_startable(bare(base=base))):
+        with pytest.raises(ConfigError, match="not a readable"):
+            ask(str(file))
+
+
+@pytest.mark.parametrize("tensor", ["unet.x.lora.up.weight", "conditioner.embedders.0.model.ln_final.weight"])
+def test_one_file_that_is_no_whole_model_is_refused_at_the_button_too(tensor, tmp_path):
+    """A LoRA, SDXL's refiner."""
+    save_file({tensor: torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    for ask in (pipeline_class, lambda base: require_startable(bare(base=base))):
+        with pytest.raises(ConfigError, match="is no whole Stable Diffusion checkpoint"):
+            ask(str(tmp_path / "other.safetensors"))
 
 
 def test_a_base_of_the_hub_is_judged_by_what_was_fetched(tmp_path, monkeypatch):
@@ -152,14 +184,6 @@ def test_a_base_is_of_the_family_that_its_files_say(tmp_path, monkeypatch):
     (tmp_path / "hub" / "models--owner--sd15" / "refs").mkdir()
     (tmp_path / "hub" / "models--owner--sd15" / "refs" / "main").write_text("abc")
     assert family("owner/sd15") == "sdxl"
-    for name, found in (
-        ("conditioner.embedders.1.x", "sdxl"),
-        ("model.diffusion_model.joint_blocks.0.x", "sd3"),
-        ("cond_stage_model.model.x", "sd21"),
-        ("cond_stage_model.transformer.x", "sd15"),
-    ):
-        save_file({name: torch.zeros(1)}, tmp_path / "one.safetensors")
-        assert family(str(tmp_path / "one.safetensors")) == found
 
 
 @pytest.mark.parametrize("command", [LRMConfig, LPOConfig])

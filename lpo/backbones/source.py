@@ -13,22 +13,12 @@ import diffusers
 import torch
 from diffusers import ModelMixin
 from huggingface_hub import hf_hub_download, snapshot_download
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lpo.config import ConfigError
 from lpo.options import parse_json
-
-FAMILIES = {  # a key of the file -> the pipeline it belongs to, and the hub id that has its configuration
-    "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (
-        "StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3-medium-diffusers"),
-    "conditioner.embedders.1.model.ln_final.weight": (
-        "StableDiffusionXLPipeline", "stabilityai/stable-diffusion-xl-base-1.0"),
-    "cond_stage_model.model.ln_final.weight": ("StableDiffusionPipeline", "stabilityai/stable-diffusion-2-1"),
-    "cond_stage_model.transformer.text_model.final_layer_norm.weight": (
-        "StableDiffusionPipeline", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-}  # fmt: skip
+from lpo.places import single_file_family
 
 transformers_logging.disable_progress_bar()  # its bars end up in every log.txt
 
@@ -36,7 +26,7 @@ transformers_logging.disable_progress_bar()  # its bars end up in every log.txt
 def pipeline_class(source: str) -> str:
     """The pipeline's `_class_name` of a resolved base. Raises ConfigError if it cannot be told."""
     if os.path.isfile(source):
-        return _family(source)[0]
+        return single_file_family(source).pipeline
     index = model_index(source)
     if "_class_name" not in index:
         raise ConfigError(f"{source}/model_index.json is damaged: get the model folder again.")
@@ -61,22 +51,6 @@ def model_index(source: str) -> dict:
         ) from error
 
 
-def _family(file: str) -> tuple[str, str]:
-    """(pipeline, hub id of the configuration) of a single file, from the names of its tensors."""
-    try:
-        with safe_open(file, "pt") as opened:
-            keys = set(opened.keys())
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file} is not a readable .safetensors file.") from error
-    found = [family for key, family in FAMILIES.items() if key in keys]
-    if not found:
-        raise ConfigError(
-            f"{file} is no whole Stable Diffusion checkpoint in the original layout (UNet, VAE and text encoder in one "
-            "file): give one, or a diffusers folder; LoRA files go into adapters."
-        )
-    return found[0]
-
-
 def config_folder(source: str) -> str:
     """Where the configuration files and tokenizers of a resolved base are: itself, but for single files."""
     if not os.path.isfile(source):
@@ -84,7 +58,7 @@ def config_folder(source: str) -> str:
     beside = Path(source).with_suffix("")
     if (beside / "model_index.json").is_file():
         return str(beside)
-    hub_id = _family(source)[1]
+    hub_id = single_file_family(source).configuration
     try:
         return snapshot_download(hub_id, allow_patterns=["*.json", "*.txt"])
     except (OSError, ValueError) as error:
