@@ -113,8 +113,22 @@ def test_forms_of_a_study_on_another_base(start_server, page):
         expect(box["lrm-init"]).to_have_value(init)
         expect(steps).to_have_value(lrm_steps)
 
-    choose(tiny)
+    choose(studies.create_study(store, "Large", base="nobody/an-sdxl"))
     page.goto(server.url)  # the server was started with another study, and knows no better
+    page.click("#tab-curves-button")
+    page.locator("button:visible", has_text="All other settings").click()
+    least = page.get_by_role("textbox", name="threshold min ")
+    expect(least).to_have_value("0.45")
+    choose(scenes)  # on another page
+    page.click("#curves-trace")
+    expect(page.locator("#curves-status")).to_contain_text("Nothing was traced: meanwhile the study is on another base")
+    page.click("#tab-label-button")
+    page.click("#tab-curves-button")
+    expect(least).to_have_value("0.35")
+    assert queue.list_jobs(store) == []
+
+    choose(tiny)
+    page.goto(server.url)
     unfold(page.get_by_role("button", name="Pairs for your own prompts"))
     page.fill("#label-prompts textarea", "a cat")
     page.click("#label-make")

@@ -14,10 +14,11 @@ from app import choices, forms, jobs, reports, traces
 from app.components.reward_plot import RewardPlot
 from app.figures import rewards
 from app.lab import Lab
-from app.tabs import search_form
+from app.tabs import base_form, search_form
 from app.tabs.events import LAST, in_turn
-from lpo.config import ConfigError, TraceConfig, from_preset, to_dict
+from lpo.config import PRESETS, ConfigError, TraceConfig, from_preset, to_dict
 from lpo.export_card import plain
+from lpo.preflight import family
 from storage import checkpoints, studies
 
 LAST_CHOICE = "curves_choice"
@@ -27,13 +28,17 @@ ENDED = ("done", "failed", "stopped", "cancelled")
 PLOT_HEIGHT = 500
 HELLO = "Press **Trace** to see how the reward of these pictures grows while they are made."
 FALLBACK_PROMPT = "a red circle on a meadow"
+SIBLINGS = 4  # of every step, so that they can be shown without tracing again
+OTHER_BASE = (
+    "Nothing was traced: meanwhile the study is on another base than these settings. Open this tab anew, and look at "
+    "them before you press once more."
+)
 
 
 def build(lab: Lab) -> None:
     """The tab. Its Gradio state is only what is being looked at: job, trajectories and LRMs."""
     tab = Context.block
-    base = lab.current_study().base
-    start = from_preset(TraceConfig, "scenes", siblings=4) if base == "scenes" else TraceConfig(siblings=4)
+    presets = {name: from_preset(TraceConfig, name, siblings=SIBLINGS) for name in PRESETS["trace"]}
     with gr.Row():
         with gr.Column(scale=0, min_width=270):
             prompt = gr.Textbox(label="prompt", lines=1, max_lines=4, elem_id="curves-prompt")
@@ -51,13 +56,21 @@ def build(lab: Lab) -> None:
             status = gr.Markdown(HELLO, elem_id="curves-status")
             plot = RewardPlot(traces.thumbnails(lab.store), PLOT_HEIGHT, "reward-curves", elem_id="curves-plot")
     search = search_form.build("curves")
-    form = forms.build(start, leave_out=("lrm", "prompt", "seeds"), first=())
+    form = forms.build(presets[family(lab.current_study().base)], leave_out=("lrm", "prompt", "seeds"), first=())
+    settings = base_form.Filled(
+        gr.Textbox(base_form.base_of(lab), visible=False),
+        list(form.inputs),
+        {name: form.show(config) for name, config in presets.items()},
+    )
+    base = gr.Textbox(visible=False)
     looking = gr.State(None)
     filled = gr.State(None)  # the study whose last choice the form was given; from then on it is the person's
     timer = gr.Timer(0.4, active=False)
 
-    def trace(page: gr.Request, prompt, seeds, policies, lrms, show, *values):
+    def trace(page: gr.Request, prompt, seeds, policies, lrms, show, filled, *values):
         try:
+            if filled != base_form.base_of(lab):
+                raise ConfigError(OTHER_BASE)
             request = plan(lab, form, prompt, seeds, policies, lrms, values, jobs.trace_line(lab, "curves", page))
         except (ConfigError, ValueError) as error:
             return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
@@ -68,7 +81,7 @@ def build(lab: Lab) -> None:
     def tick(request, show):
         return draw(lab, request, show)
 
-    def enter(filled, policies, lrms, below, scorer):
+    def enter(filled, seen, policies, lrms, below, scorer):
         """Fresh choices, and at the first visit or if the Train tab asks for it, the last choice."""
         last, study = last_choice(lab), lab.current_study().id
         fill = filled != study or last.get("go", False)
@@ -81,6 +94,8 @@ def build(lab: Lab) -> None:
             *(_still(options, chosen, fill) for options, chosen in zip(known, (policies, lrms), strict=True)),
             *search_form.refresh(lab, below, scorer),
             study,
+            seen,
+            base_form.base_of(lab),
         )
 
     def add_search(policies, *values):
@@ -98,7 +113,7 @@ def build(lab: Lab) -> None:
 
     turns = in_turn("curves")
     shown = [status, plot, timer]
-    inputs = [prompt, seeds, policies, lrms, siblings, *form.inputs]
+    inputs = [prompt, seeds, policies, lrms, siblings, settings.base, *form.inputs]
     for event in (go.click, prompt.submit, seeds.submit):
         event(trace, inputs, [looking, *shown], **turns)
     timer.tick(tick, [looking, siblings], shown, **turns)
@@ -116,9 +131,12 @@ def build(lab: Lab) -> None:
 
     search.go.click(add_search, [policies, *search.inputs], [policies, search.told], **turns)
     search.forget.click(forget_searches, policies, [policies, search.told], **turns)
-    entering = [filled, policies, lrms, *search.fresh]
-    opened = tab.select(enter, entering, [prompt, seeds, policies, lrms, *search.fresh, filled], **turns)
-    opened.then(look, [siblings, prompt, seeds, policies, lrms, *form.inputs], [looking, *shown], **turns, **LAST)
+    opened, seen = base_form.noted(tab.select, settings.inputs)
+    entering = [filled, seen, policies, lrms, *search.fresh]
+    entered = [prompt, seeds, policies, lrms, *search.fresh, filled, seen, base]
+    opened = base_form.follow(opened.then(enter, entering, entered, **turns, **LAST), seen, base, settings)
+    given = [siblings, prompt, seeds, policies, lrms, settings.base, *form.inputs]
+    opened.then(look, given, [looking, *shown], **turns, **LAST)
 
 
 def _still(options: list[tuple[str, str]], chosen: list[str], fill: bool) -> gr.Dropdown:

@@ -16,7 +16,7 @@ from gradio.events import Dependency
 from app import choices, forms, jobs, training
 from app.components.choice import Choice
 from app.lab import Lab
-from app.tabs import train_models, train_queue
+from app.tabs import base_form, train_models, train_queue
 from app.tabs.events import LAST, ONCE, QUIET, in_turn, kept
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
 from lpo.preflight import family
@@ -38,9 +38,7 @@ class Half(NamedTuple):
     told: Callable  # tells time and command line anew after another event
     devices: gr.Dropdown
     pickers: list  # what is chosen beside the settings
-    base: gr.Textbox  # what `_base` said when the settings were filled in
-    filled: list  # what depends on the base's family, preset first
-    values: dict[str, list]  # and what it then is
+    filled: base_form.Filled
 
 
 def build(lab: Lab) -> None:
@@ -71,8 +69,8 @@ def build(lab: Lab) -> None:
             training.sufficiency(counts, bool(lrms)),
             counts["train"],
             seen,
-            _base(lab),
-            kept([*lrms, FRESH], init, lrm.values[family(lab.current_study().base)][1]),
+            base_form.base_of(lab),
+            kept([*lrms, FRESH], init, lrm.filled.values[family(lab.current_study().base)][1]),
             kept(policies, policy),
             kept(lrms, judge if latest == newest else None),
             latest,
@@ -87,15 +85,11 @@ def build(lab: Lab) -> None:
     def offer(event):
         """Fresh choices after an event; and if the study is on another base, the settings of that base's family, but
         for what has been typed since the event."""
-        both, seen = [*lrm.filled, *lpo.filled], gr.Textbox(visible=False)  # one of its own: events may overlap
-        event = event(None, both, seen, js="(...values) => JSON.stringify(values)", **QUIET)
+        event, seen = base_form.noted(event, [*lrm.filled.inputs, *lpo.filled.inputs])
         turns = in_turn("train-offered") | LAST
         event = event.then(enter, [seen, *pickers], [enough, usable, seen, base, *pickers], **turns)
-        for half, start in ((lrm, 0), (lpo, len(lrm.filled))):
-            js = FOLLOW % (start, json.dumps(half.values))
-            half.told(
-                event.then(None, [seen, base, half.base, *half.filled], [half.base, *half.filled], js=js, **QUIET)
-            )
+        for half, start in ((lrm, 0), (lpo, len(lrm.filled.inputs))):
+            half.told(base_form.follow(event, seen, base, half.filled, start))
         return event
 
     entered = offer(tab.select)
@@ -106,21 +100,6 @@ def build(lab: Lab) -> None:
         offer(half.start.then)
     refresh(entered)
     imported(entered)
-
-
-# In the browser, from what was there when the server was asked, what it answered, and what is there now.
-FOLLOW = """(seen, base, filled, ...now) => {
-  const before = JSON.parse(seen).slice(%d), own = (%s)[base.split(' ')[0]];
-  if (base === filled) return [];
-  if (now[0] !== before[0]) return [base];
-  return [base, ...now.map((value, i) => JSON.stringify(value) === JSON.stringify(before[i]) ? own[i] : undefined)];
-}"""
-
-
-def _base(lab: Lab) -> str:
-    """The family of the current study's base, and its name."""
-    base = lab.current_study().base
-    return f"{family(base)} {base}"
 
 
 def _devices(lab: Lab, value: int) -> gr.Dropdown:
@@ -152,11 +131,12 @@ def _lrm_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
         return {"base": lab.current_study().base, "init": folder, "pairs": "pairs.jsonl"}
 
     half = _finish(lab, "train-lrm", "Train the LRM", preset, devices, form, [init], fixed, chosen, usable)
-    starts = {
-        name: from_preset(LRMConfig, name).init for name in half.values
-    }  # what to start from is the preset's, too
-    values = {name: [values[0], starts[name], *values[1:]] for name, values in half.values.items()}
-    return half._replace(filled=[preset, init, *form.inputs], values=values)
+    # what to start from is the preset's, too
+    values = {
+        name: [name, from_preset(LRMConfig, name).init, *settings]
+        for name, (_, *settings) in half.filled.values.items()
+    }
+    return half._replace(filled=half.filled._replace(inputs=[preset, init, *form.inputs], values=values))
 
 
 def _lpo_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
@@ -222,7 +202,7 @@ def _finish(
 
     def begin(filled, devices, *values):
         """Returns the sentence for the form and the new job's id, which the queue then shows."""
-        if filled != _base(lab):
+        if filled != base_form.base_of(lab):
             return CHANGED, gr.skip()
         try:
             config = config_of(*values)
@@ -236,7 +216,7 @@ def _finish(
             return f"⚠️ {error}", gr.skip()
         return "It is in the queue, and goes on if you close this page.", job
 
-    base = gr.Textbox(_base(lab), visible=False)
+    base = gr.Textbox(base_form.base_of(lab), visible=False)
     inputs = [devices, *pickers, *form.inputs]
     changed = [component.change for component in [preset, *inputs]]
     telling = {"fn": tell, "inputs": [usable, preset, *inputs], "outputs": [cost, line], **LAST}
@@ -249,4 +229,5 @@ def _finish(
     gr.on([each.input for each in [preset, *inputs]], None, None, told, js="() => ''", **QUIET)
     started = start.click(begin, [base, *inputs], [told, chosen], **in_turn(train_queue.TURN))
     values = {name: [name, *settings] for name, settings in shown.items()}
-    return Half(started, lambda event: event.then(**telling), devices, pickers, base, [preset, *form.inputs], values)
+    filled = base_form.Filled(base, [preset, *form.inputs], values, by_preset=True)
+    return Half(started, lambda event: event.then(**telling), devices, pickers, filled)
