@@ -5,7 +5,6 @@ The trainings are tests/fakes/lpo.py: what is tested here is the care of process
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,8 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, wait_for
+from worker_lab import ENDLESS, enough, trains
 
 from app import jobs, worker_device, worker_training
+from app.worker_training import is_running
 from lpo.config import ConfigError, LRMConfig, to_dict
 from storage import checkpoints
 from storage import jobs as queue
@@ -70,20 +71,20 @@ def test_a_training_runs_and_its_checkpoints_can_be_chosen(lab, labelled_study, 
 
 
 def test_a_training_on_two_devices_stops_and_goes_on_on_one(lab, labelled_study, workers):
-    config = to_dict(LRMConfig(steps=2000, lr=1e-3))
+    config = to_dict(LRMConfig(steps=ENDLESS, lr=1e-3))
     with pytest.raises(JobError, match="2 devices are asked for, but this machine has 1"):
         jobs.submit(lab, "train-lrm", {**config, "processes": 2}, labelled_study.id)
     checkpoints.set_setting(lab.store, "devices", 2)
     job_id = jobs.submit(lab, "train-lrm", {**config, "processes": 2}, labelled_study.id)
     workers()
     folder = jobs.run_dir(lab, job_id)
-    wait_for(lambda: (folder / "metrics.jsonl").exists(), what="the first step")
-    launcher = psutil.Process(queue.get(lab.store, job_id).pid)
+    launcher = trains(lab, job_id)
+    wait_for((folder / "threads-1.txt").exists, what="the second process")
     assert len(launcher.children()) == 2
     jobs.stop(lab, job_id)
     until(lab, job_id, "stopped")
     assert not launcher.is_running()
-    assert json.loads((folder / "config.json").read_text())["steps"] == 2000
+    assert json.loads((folder / "config.json").read_text())["steps"] == ENDLESS
     assert 2 * int((folder / "threads-1.txt").read_text()) <= max(2, worker_device.cores())
     checkpoints.set_setting(lab.store, "devices", 1)  # a GPU is gone
     (folder / "config.json").write_text(json.dumps({**config, "steps": len(jobs.describe(lab, job_id)["metrics"]) + 3}))
@@ -113,94 +114,104 @@ def test_what_a_launcher_returns_is_told_apart(tmp_path):
 
 
 def test_two_trainings_never_run_at_once(lab, labelled_study, workers):
-    first, second = submit(lab, labelled_study, steps=60), submit(lab, labelled_study, steps=5)
+    first, second = submit(lab, labelled_study, steps=ENDLESS), submit(lab, labelled_study, steps=5)
     workers(), workers()
-    until(lab, first, "running")
+    trains(lab, first)
     for _ in range(10):
         time.sleep(0.05)
-        assert (state(lab, first), state(lab, second)) != ("running", "running")
+        assert (state(lab, first), state(lab, second)) == ("running", "queued")
+    enough(lab, first)
     assert until(lab, second, "done")["started_at"] >= until(lab, first, "done")["finished_at"]
 
 
 def test_stop_saves_and_resume_goes_on(lab, labelled_study, workers):
-    job_id = submit(lab, labelled_study, steps=300)
+    job_id = submit(lab, labelled_study, steps=ENDLESS)
     workers()
-    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    trains(lab, job_id)
     jobs.stop(lab, job_id)
     job = until(lab, job_id, "stopped")
-    assert job["resumable"] and 0 < len(job["metrics"]) < 300
+    done = len(job["metrics"])
+    assert job["resumable"] and done > 0
+    enough(lab, job_id)
     jobs.resume(lab, job_id)
     job = until(lab, job_id, "done")
-    assert [row["step"] for row in job["metrics"]] == list(range(1, 301))
+    assert [row["step"] for row in job["metrics"]] == list(range(1, done + 2))
 
 
 def test_a_killed_worker_loses_nothing(lab, labelled_study, workers):
     """The child goes on without its worker, and the next worker watches it to the end: it was started once only."""
-    job_id = submit(lab, labelled_study, steps=150)
+    job_id = submit(lab, labelled_study, steps=ENDLESS)
     worker = workers()
-    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    child = trains(lab, job_id)
     worker.kill()
     worker.wait()
     seen = len(jobs.describe(lab, job_id)["metrics"])
     workers()
+    wait_for(lambda: len(jobs.describe(lab, job_id)["metrics"]) > seen + 5, what="training without its worker")
+    wait_for(lambda: queue.get(lab.store, job_id).worker.split()[1] != str(worker.pid), what="adoption")
+    assert queue.get(lab.store, job_id).pid == child.pid
+    enough(lab, job_id)
     job = until(lab, job_id, "done")
-    assert len(job["metrics"]) == 150 > seen
+    assert [row["step"] for row in job["metrics"]] == list(range(1, len(job["metrics"]) + 1))
     assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
 
 
 def test_a_child_that_was_not_yet_written_down_is_found(lab, labelled_study, workers):
     """The worker may die between starting the child and recording its pid."""
-    job_id = submit(lab, labelled_study, steps=150)
+    job_id = submit(lab, labelled_study, steps=ENDLESS)
     worker = workers()
-    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    child = trains(lab, job_id)
     worker.kill()
     worker.wait()
     with lab.store.session() as session:
         session.merge(queue.get(lab.store, job_id)).pid = worker.pid
     workers()
+    wait_for(lambda: queue.get(lab.store, job_id).pid == child.pid, what="the child to be found")
+    enough(lab, job_id)
     job = until(lab, job_id, "done")
     assert (Path(job["run_dir"]) / "starts.txt").read_text() == "0\n"
 
 
 def test_worker_and_child_killed_together_resume(lab, labelled_study, workers):
     """As on a power cut: the job is queued again and goes on from what the run folder holds."""
-    job_id = submit(lab, labelled_study, steps=100)
+    job_id = submit(lab, labelled_study, steps=ENDLESS)
     worker = workers()
-    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
+    child = trains(lab, job_id)
     worker.kill()
     worker.wait()
-    os.kill(queue.get(lab.store, job_id).pid, signal.SIGKILL)
+    child.kill()
+    enough(lab, job_id)
     workers()
     assert len((Path(until(lab, job_id, "done")["run_dir"]) / "starts.txt").read_text().split()) == 2
 
 
 def test_sigterm_to_the_worker_stops_the_job_resumably(lab, labelled_study, workers):
-    job_id = submit(lab, labelled_study, steps=500)
+    job_id = submit(lab, labelled_study, steps=ENDLESS)
     worker = workers()
-    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
-    child = psutil.Process(queue.get(lab.store, job_id).pid)
+    child = trains(lab, job_id)
     worker.terminate()
-    assert worker.wait(10) == 0 and not child.is_running()
+    assert worker.wait(90) == 0 and not is_running(child)
     job = jobs.describe(lab, job_id)
     assert (job["state"], job["resumable"]) == ("stopped", True) and "lab closed" in job["message"]
 
 
 def test_a_worker_whose_launch_is_gone_ends_after_its_job(lab, labelled_study, tmp_path):
     """Started by a process that dies at once: the job in hand is finished, the next one is left alone."""
-    first, second = submit(lab, labelled_study, steps=60), submit(lab, labelled_study, steps=5)
+    first, second = submit(lab, labelled_study, steps=ENDLESS), submit(lab, labelled_study, steps=5)
     starter = (
         "import os, subprocess, sys, time\n"
         f"subprocess.Popen({WORKER!r} + ['--lane', 'training', '--data-dir', {str(lab.store.data_dir)!r},"
         " '--launcher', str(os.getpid())], start_new_session=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", starter], cwd=ROOT)
-    until(lab, first, "running")
-    worker = wait_for(lambda: psutil.Process(parent.pid).children())[0]
+    trains(lab, first)
+    (worker,) = psutil.Process(parent.pid).children()
     parent.kill()
     parent.wait()
+    enough(lab, first)
     until(lab, first, "done")
-    wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: not is_running(worker), what="the worker's end")
     assert state(lab, second) == "queued"
 
 
@@ -219,10 +230,9 @@ def test_a_failed_training_says_why_in_one_sentence(lab, labelled_study, workers
 
 
 def test_a_killed_child_is_called_memory(lab, labelled_study, workers):
-    job_id = submit(lab, labelled_study, steps=500)
+    job_id = submit(lab, labelled_study, steps=ENDLESS)
     workers()
-    wait_for(lambda: jobs.describe(lab, job_id)["metrics"])
-    os.kill(queue.get(lab.store, job_id).pid, signal.SIGKILL)
+    trains(lab, job_id).kill()
     assert "memory ran out" in until(lab, job_id, "failed")["error"]
 
 

@@ -1,6 +1,9 @@
-"""A job in hand without its heartbeat thread: what the functions of the workers get in tests."""
+"""A job in hand without its heartbeat thread: what the functions of the workers get in tests; and fake trainings."""
 
 from types import SimpleNamespace
+
+import psutil
+from conftest import wait_for
 
 from app.worker_turns import Turns
 from storage import Storage
@@ -30,3 +33,23 @@ class TaskInHand:
 
     def beat(self) -> None:
         """Nobody watches."""
+
+
+ENDLESS = 10**6  # steps: a training that is still under way whenever the test comes to look, however slow the machine
+
+
+def trains(lab, job_id: str) -> psutil.Process:
+    """The process of a fake training that has taken a step and is written down: only then is it the job's pid, which is
+    its worker's before."""
+
+    def child() -> int | None:
+        job = queue.get(lab.store, job_id)
+        stepped = (lab.store.runs_dir / job_id / "metrics.jsonl").exists()
+        return job.pid if stepped and job.pid not in (None, int(job.worker.split()[1])) else None
+
+    return psutil.Process(wait_for(child, what="the first step"))
+
+
+def enough(lab, job_id: str) -> None:
+    """Lets a fake training end well after the step in hand."""
+    (lab.store.runs_dir / job_id / "enough").touch()

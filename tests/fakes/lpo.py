@@ -1,7 +1,8 @@
 """Behaves towards its run folder as `python -m lpo train-lrm` does, in milliseconds a step and without torch.
 
-The learning rate says how it behaves: 0.5 bad input, 0.25 a crash, anything else trains. Of several processes that a
-launcher starts, the first does the work.
+The learning rate says how it behaves: 0.5 bad input, 0.25 a crash, anything else trains: for as many steps as it is
+told, or until there is a file `enough` in the run folder. Of several processes that a launcher starts, the first does
+the work.
 """
 
 import argparse
@@ -51,8 +52,10 @@ for step in range(first + 1, config["steps"] + 1):
         with open(run / "log.txt", "a") as file:
             file.write(f"stopped after step {step}; continue with --resume\n")
         sys.exit(3)
+    if (run / "enough").exists():
+        break
 for name in ("step-000001", "final"):
     folder = run / "checkpoints" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lrm.json").write_text("{}")
-(run / "result.json").write_text(json.dumps({"format_version": 1, "steps": config["steps"]}))
+(run / "result.json").write_text(json.dumps({"format_version": 1, "steps": step}))
