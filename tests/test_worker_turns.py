@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, wait_for
-from worker_lab import TaskInHand
+from worker_lab import ENDLESS, TaskInHand, enough, trains
 
 from app import jobs, training_html, worker, worker_gaps, worker_turns
 from app.devices import AUTO, DEVICES, waits
 from app.worker import Worker
 from app.worker_task import Stopped
+from app.worker_training import is_running
 from lpo import scorers
 from lpo.config import LRMConfig, to_dict
 from storage import checkpoints, gaps, leases
@@ -33,7 +34,7 @@ def somebody():
     started = []
 
     def start() -> subprocess.Popen:
-        started.append(subprocess.Popen(["sleep", "100"]))
+        started.append(subprocess.Popen(["sleep", "600"]))
         return started[-1]
 
     yield start
@@ -48,12 +49,12 @@ def training(lab, labelled_study, monkeypatch):
     checkpoints.set_setting(lab.store, AUTO, GPU)
     workers = []
 
-    def start(job_id: str | None = None, steps: int = 60) -> tuple[str, subprocess.Popen]:
-        job_id = job_id or jobs.submit(lab, "train-lrm", to_dict(LRMConfig(steps=steps)), labelled_study.id)
+    def start(job_id: str | None = None) -> tuple[str, subprocess.Popen]:
+        job_id = job_id or jobs.submit(lab, "train-lrm", to_dict(LRMConfig(steps=ENDLESS)), labelled_study.id)
         command = [sys.executable, str(ROOT / "tests" / "fakes" / "worker.py"), "--lane", "training"]
         command += ["--data-dir", str(lab.store.data_dir), "--launcher", str(os.getpid())]
         workers.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True))
-        wait_for(lambda: jobs.describe(lab, job_id)["metrics"], what="the first step")
+        trains(lab, job_id)
         return job_id, workers[-1]
 
     yield start
@@ -77,7 +78,7 @@ def child_of(lab, job_id: str) -> psutil.Process | None:
     """The process that trains, None while there is none."""
     for process in psutil.process_iter(["cmdline"]):
         if str(jobs.run_dir(lab, job_id)) in (process.info["cmdline"] or []):
-            return process if process.status() != psutil.STATUS_ZOMBIE else None
+            return process if is_running(process) else None
     return None
 
 
@@ -126,11 +127,11 @@ def test_a_claim_of_a_living_process_outlives_its_worker(store, somebody):
 
 
 def test_two_takers_at_once_never_both_win(store, somebody):
-    """Eight threads of two lanes take and release as fast as they can."""
+    """Threads of three lanes take and release as fast as they can."""
     inside, worst, over = [], [], time.monotonic() + 0.5
 
     def run(lane: str, process) -> None:
-        while time.monotonic() < over:
+        while time.monotonic() < over or len(worst) < 10:
             if take(store, lane, process) is None:
                 inside.append(lane)
                 worst.append(len(inside))
@@ -142,7 +143,7 @@ def test_two_takers_at_once_never_both_win(store, somebody):
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(worst) == 1 and len(worst) > 5
+    assert max(worst) == 1
 
 
 def test_a_request_goes_first_and_the_training_waits_and_goes_on(lab, training, request_):
@@ -163,16 +164,17 @@ def test_a_request_goes_first_and_the_training_waits_and_goes_on(lab, training, 
     assert training_html.state_words(job) == told and job["state"] == "running"
     row = training_html.list_html(lab, jobs.list_jobs(lab, lane="training"), job_id)
     assert ">waiting<" in row and " left<" not in row
+    enough(lab, job_id)
     turns.leave()
     wait_for(lambda: jobs.describe(lab, job_id)["state"] == "done", what="the end of the training")
-    job = jobs.describe(lab, job_id)
-    assert [row["step"] for row in job["metrics"]] == list(range(1, 61))
+    done, job = len(job["metrics"]), jobs.describe(lab, job_id)
+    assert [row["step"] for row in job["metrics"]] == list(range(1, done + 2))
     assert len((Path(job["run_dir"]) / "starts.txt").read_text().split()) == 2
 
 
 def test_a_child_without_its_worker_has_the_device_until_the_next_worker_lets_it_make_room(lab, training, request_):
     """Then it goes on, and keeps the device for a while."""
-    job_id, first = training(steps=10_000)
+    job_id, first = training()
     child = child_of(lab, job_id)
     first.kill()
     first.wait()
@@ -180,7 +182,7 @@ def test_a_child_without_its_worker_has_the_device_until_the_next_worker_lets_it
     leases.release(lab.store, "data", os.getpid())
     training(job_id)
     request_.worker.turns.enter(request_)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not is_running(child)
     wait_for(request_.worker.turns.waited_for, what="the training to wait")
     request_.worker.turns.leave()
     wait_for(lambda: child_of(lab, job_id), what="the training")
@@ -228,7 +230,8 @@ def test_the_idle_interactive_lane_gives_the_device_up_when_somebody_waits(lab, 
         waiter = somebody()
         assert take(lab.store, "training", waiter) == "interactive"
         wait_for(lambda: take(lab.store, "training", waiter) is None, what="the device")
-        assert lane.models.unloaded == 1 and lane.turns.devices == []
+        wait_for(lambda: lane.turns.devices == [], what="the lane to know that it has left")
+        assert lane.models.unloaded == 1
     finally:
         lane.ending = True
         thread.join()
@@ -282,7 +285,7 @@ def test_a_job_that_waits_lets_those_pass_that_need_no_device(lab, somebody, mon
     wait_for(lambda: jobs.describe(lab, second)["state"] == "done", what="the export")
     assert jobs.describe(lab, first)["message"] == "Waits for the GPU until the training ends; goes on by itself then"
     leases.release(lab.store, "training", other.pid)
-    thread.join(10)
+    thread.join(90)
     assert jobs.describe(lab, first)["state"] == "done" and take(lab.store, "training", other) is None
 
 
