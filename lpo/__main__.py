@@ -19,7 +19,7 @@ from lpo import export_cli, gaps_cli
 from lpo.cli_help import BARE, field_help, preset_help
 from lpo.config import CONFIGS, PRESETS, ConfigError, Policy, Search, from_dict, to_dict
 from lpo.options import parse_json
-from lpo.run_dir import unusable
+from lpo.run_dir import Run, require_writable, unusable
 
 _HELP = {
     "sample": "draw pictures for every prompt and seed",
@@ -206,10 +206,14 @@ def main(argv: list[str] | None = None) -> int:
         if not type(error).__module__.startswith("lpo."):  # ConfigError and the like are sentences, others' are not
             raise
         sentence = str(error)
-    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
-        # of several processes one speaks; see also Run.fail
+    if _speaks():
         print(f"error: {sentence}", file=sys.stderr)
     return 2
+
+
+def _speaks() -> bool:
+    """Of several processes that a launcher has started one checks and speaks for all; see also Run.fail."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -219,16 +223,20 @@ def _run(args: argparse.Namespace) -> int:
         return export_cli.check(args)
     if args.command == "gaps":
         return gaps_cli.run(args)
+    if args.command == "score":
+        require_writable(args.out)
+    elif args.run_dir is None:
+        raise ConfigError(f"{args.command} needs --run-dir DIR, the folder for what it writes.")
+    config = None if args.command == "score" or args.resume else read_settings(args)
+    if config is not None and _speaks():
+        Run.require_new(args.run_dir)
     from lpo import commands  # torch and the Hugging Face stack: only once the arguments are known to be good
 
     if args.command == "score":
         return commands.score(args.lrm, args.base, args.latents, args.prompts, args.out, args.device, args.dtype,
                               args.allow_latent_mismatch)  # fmt: skip
-    if args.run_dir is None:
-        raise ConfigError(f"{args.command} needs --run-dir DIR, the folder for what it writes.")
     if args.resume:
         return commands.resume(args.command, args.run_dir)
-    config = read_settings(args)
     return commands.start(args.command, config, args.run_dir, to_dict(config))
 
 

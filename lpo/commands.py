@@ -113,7 +113,6 @@ def score(
         raise ConfigError(f"The latents {tuple(x.shape)} are empty or not finite: there is nothing to score.")
     if t.dtype == torch.bool or t.is_complex() or not bool(torch.isfinite(t).all()):
         raise ConfigError("timesteps must be real, finite numbers: whole or with a fraction.")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     model = LatentRewardModel.from_pretrained(lrm, base, device, dtype)
     if bool((t < 0).any()) or bool((t > model.trunk.last_t).any()):
         raise ConfigError(f"timesteps must lie between 0 and {model.trunk.last_t}.")

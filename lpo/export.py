@@ -25,6 +25,7 @@ from lpo.export_metadata import header
 from lpo.lrm_files import export_official
 from lpo.places import LORA_FILE, adapter_file
 from lpo.reward_model import LatentRewardModel
+from lpo.run_dir import require_writable
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 USE = {
@@ -72,13 +73,14 @@ def export_lrm(lrm: str, base: str, out: str | Path) -> list[Path]:
     """Write an LRM in the official layout, its up blocks copied from `base`. Raises ConfigError with one sentence."""
     out = Path(out)
     _refuse_existing(out)
+    require_writable(out, folder=True)
     model = LatentRewardModel.from_pretrained(lrm, base or None, "cpu", "float32")
     base = base or model.meta.get("base", "")
     if not base:
         raise ConfigError(f"{lrm} does not say what it was trained on: name its base model (--base).")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         export_official(model, partial, base)
         os.replace(partial, out)
@@ -88,7 +90,8 @@ def export_lrm(lrm: str, base: str, out: str | Path) -> list[Path]:
 
 
 def _targets(out: str | Path, layout: str, title: str) -> tuple[Path, list[Path]]:
-    """`out` and the files to write, weights first and card last; none of them may exist."""
+    """`out` and the files to write, weights first and card last. Raises ConfigError if one of them exists or cannot be
+    written."""
     out = Path(out).expanduser()
     if out.suffix == ".safetensors" and layout == "merged":
         raise ConfigError(f"{out} is a file, but a merged network is a folder: give --out a new folder.")
@@ -101,6 +104,7 @@ def _targets(out: str | Path, layout: str, title: str) -> tuple[Path, list[Path]
         _refuse_existing(out)
     for file in files:
         _refuse_existing(file)
+    require_writable(out, folder=files[0] != out)
     return out, files
 
 
@@ -111,7 +115,6 @@ def _refuse_existing(path: Path) -> None:
 
 def _write_all(out: Path, files: list[Path], write, text: str) -> list[Path]:
     """Everything under another name first, then under its own."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

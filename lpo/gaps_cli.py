@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from lpo.config import ConfigError
+from lpo.run_dir import require_writable
 
 HELP = "score both pictures of every pair with CLIP, PickScore or an aesthetic head, and write the gaps"
 COLUMNS = {"aesthetic": "aesthetic_gap", "clip": "clipscore_gap", "vqa": "vqascore_gap", "pick": "pickscore_gap"}
@@ -35,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the CSV: 1 in different_flag where one picture is preferred, 0 for a tie; the gap is the preferred one's
     score minus the other's, of a tie the first minus the second. Raises ConfigError or DataError with one sentence."""
+    require_writable(args.out)
     from lpo.data import read_pairs
     from lpo.scorers import load_judges
 
@@ -44,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{out} has {done} rows already, {args.pairs} only {len(pairs)} pairs; choose another --out.")
     judges = load_judges(clip=args.clip, pick=args.pick, aesthetic=args.aesthetic,
                          aesthetic_clip=args.aesthetic_clip, device=args.device)  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if not out.stat().st_size:

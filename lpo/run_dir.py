@@ -42,14 +42,20 @@ class Run:
 
     @classmethod
     def create(cls, path: str | Path, config: dict) -> Run:
-        """A new run in `path`, which must be new or empty of earlier runs. Raises ConfigError otherwise."""
+        """A new run in `path`. Raises ConfigError as `require_new` does."""
+        cls.require_new(path)
         run = cls(Path(path))
-        if (run.path / "config.json").exists():
-            raise ConfigError(f"{path} already holds a run: pass --resume to continue it, or choose another --run-dir.")
         for folder in ("samples", "checkpoints", "state"):
             (run.path / folder).mkdir(parents=True, exist_ok=True)
         write_json(run.path / "config.json", config)
         return run
+
+    @staticmethod
+    def require_new(path: str | Path) -> None:
+        """Raises ConfigError if `path` holds a run already, or cannot be written."""
+        require_writable(path, folder=True)
+        if (Path(path) / "config.json").exists():
+            raise ConfigError(f"{path} already holds a run: pass --resume to continue it, or choose another --run-dir.")
 
     @classmethod
     def resume(cls, path: str | Path) -> tuple[Run, dict]:
@@ -169,6 +175,25 @@ def unusable(error: OSError) -> str | None:
     if error.filename is None:
         return None
     return f"{error.filename} cannot be used ({error.strerror}): choose another path."
+
+
+def require_writable(path: str | Path, folder: bool = False) -> None:
+    """Raises ConfigError unless a file, or the files of a folder, can be written at `path`: asked by trying, before the
+    work whose result goes there. What is there stays as it is; of what is not, only the folders above are made."""
+    path = Path(path)
+    probe = path / ".probe" if folder else path
+    try:
+        there = path.exists()
+        if not probe.parent.exists():
+            probe.parent.mkdir(parents=True, exist_ok=True)
+        with open(probe, "ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(unusable(OSError(error.errno, error.strerror, str(path)))) from error
+    if folder or not there:
+        probe.unlink()
+    if folder and not there:
+        path.rmdir()
 
 
 def _said_in(log: Path) -> str:

@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from lpo import export
 from lpo.__main__ import build_parser, main, read_settings
 from lpo.backbones import load_policy
 from lpo.cli_help import field_help
 from lpo.config import CONFIGS, SOURCES, ConfigError, LPOConfig, Policy
 from lpo.data import DataError, read_pairs
 from lpo.lpo_trainer import LPOTrainer
+from lpo.places import LORA_FILE
 from lpo.prompts import read_prompts
 from lpo.ranks import ALONE
-from lpo.run_dir import Run
+from lpo.run_dir import Run, require_writable
 from lpo.training import run_training
 from tests.test_lpo_cli import BASE, LRM
 
@@ -100,7 +102,7 @@ RUN = ["--run-dir", "{tmp}/run"]
     ("argv", "words"),
     [
         ([*SCORE, *GOOD, "--out", "{tmp}/folder"], "folder cannot be used (Is a directory)"),
-        ([*SCORE, *GOOD, "--out", "{tmp}/file/out.json"], "file cannot be used"),
+        ([*SCORE, *GOOD, "--out", "{tmp}/file/out.json"], "out.json cannot be used (Not a directory)"),
         ([*SCORE, *GOOD, "--out", "/proc/out.json"], "/proc/out.json cannot be used"),
         *(
             ([*SCORE, "--latents", f"{{tmp}}/{name}.safetensors", *GOOD[2:], "--out", "{tmp}/o"], words)
@@ -180,6 +182,59 @@ def test_folders_that_are_files_and_files_that_are_folders_get_one_sentence(pair
         assert main(argv) == 2
         said = capsys.readouterr().err
         assert " cannot be used (" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["score", "--lrm", "{tmp}/gone", "--latents", "gone", "--prompts", "gone", "--out"],
+        ["gaps", "--pairs", "{tmp}/gone.jsonl", "--out"],
+        ["sample", "--base", "/nowhere", "--prompts", "x", "--run-dir"],
+        ["trace", "--lrm", "/nowhere", "--prompt", "x", "--run-dir"],
+        ["train-lpo", "--lrm", "/nowhere", "--prompts", "x", "--run-dir"],
+        ["train-lrm", "--pairs", "gone", "--run-dir"],
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(files, capsys, monkeypatch, argv):
+    """Before torch is imported, too: a None in its place makes any import of it fail."""
+    for name in ("torch", "lpo.commands", "lpo.data"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for out in ("{tmp}/file/out", "/proc/out", "{tmp}/" + "o" * 300):
+        out = out.replace("{tmp}", str(files))
+        assert main([*(a.replace("{tmp}", str(files)) for a in argv), out]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {out} cannot be used (") and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--lrm", LRM, "--base", BASE, "--format", "official"],
+        ["--adapter", "{tmp}/adapter", "--base", BASE, "--format", "diffusers"],
+        ["--adapter", "{tmp}/adapter", "--base", BASE, "--format", "merged"],
+    ],
+)
+def test_where_an_export_cannot_be_written_is_said_before_a_model_is_loaded(files, capsys, monkeypatch, argv):
+    (files / "adapter").mkdir()
+    (files / "adapter" / LORA_FILE).write_bytes(b"never read")
+    for name in ("load_policy", "describe_base", "LatentRewardModel"):
+        monkeypatch.delattr(export, name)
+    outs = ["{tmp}/file/out", "/proc/out"] + (["{tmp}/file/out.safetensors"] if "diffusers" in argv else [])
+    for out in outs:
+        assert main(["export", *(a.replace("{tmp}", str(files)) for a in [*argv, "--out", out])]) == 2
+        said = capsys.readouterr().err
+        assert f"{out.replace('{tmp}', str(files))} cannot be used (" in said and said.count("\n") == 1, said
+
+
+def test_asking_whether_a_place_can_be_written_leaves_it_as_it_is(tmp_path):
+    (tmp_path / "file").write_text("x")
+    before = (tmp_path / "file").stat().st_mtime_ns
+    require_writable(tmp_path / "file")
+    require_writable(tmp_path / "a" / "new")
+    require_writable(tmp_path, folder=True)
+    require_writable(tmp_path / "b" / "new", folder=True)
+    assert (tmp_path / "file").read_text() == "x" and (tmp_path / "file").stat().st_mtime_ns == before
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "file"]
 
 
 def test_an_adapter_of_another_size_prints_one_sentence_and_nothing_else(tmp_path, capfd):

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from lpo.options import ConfigError
+from lpo.run_dir import require_writable
 from lpo.scenes.judge import CENTRES, Seen, judge, read, style_score, truth
 from lpo.scenes.world import HELD_OUT_PAIRS, caption, prompts, render, sample_scene
 
@@ -147,6 +149,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON report")
     parser.add_argument("--montage", type=Path, help="PNG of the first 100 generated pictures")
     args = parser.parse_args()
+    try:
+        for file in filter(None, (args.out, args.montage)):
+            require_writable(file)
+    except ConfigError as error:
+        parser.error(str(error))
     report: dict = {"split": args.split, "steps": args.steps, "guidance": args.guidance, "seeds": args.seeds}
     report["held-out colour-shape pairs"] = [f"{c} {s}" for s, c in HELD_OUT_PAIRS]
     if args.renders:
