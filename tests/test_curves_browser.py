@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from conftest import unfold
 from PIL import Image
+from playwright.sync_api import expect
 
 import storage
 from app import traces
@@ -71,8 +73,8 @@ def make_trace(lab):
 def test_curves_come_back_and_hovering_shows_the_predicted_picture(page_of):
     page, errors = page_of(make_trace, "curves")
     page.wait_for_selector("#curves-plot .rp-card img")
-    assert page.input_value("#curves-prompt textarea, #curves-prompt input") == PROMPT
-    assert page.locator("#curves-plot .rp-head").first.inner_text() == "The pictures"
+    expect(page.locator("#curves-prompt textarea, #curves-prompt input")).to_have_value(PROMPT)
+    expect(page.locator("#curves-plot .rp-head").first).to_have_text("The pictures")
     box = page.locator("#curves-plot .nsewdrag").first.bounding_box()
     at = {"x": box["x"] + box["width"] * (1000 - 501) / 1000, "y": box["y"] + box["height"] * 0.4}
     page.mouse.move(at["x"] - 5, at["y"])
@@ -136,7 +138,7 @@ def test_a_search_becomes_a_policy_and_bad_settings_are_told(page_of, tmp_path):
     page.reload()  # the list keeps it
     page.click("#tab-curves-button")
     page.wait_for_selector("#curves-status :text('Waiting for the worker')")
-    assert page.locator("text=base + best of 3 (Scenes, as shipped)").count() > 0
+    expect(page.locator("text=base + best of 3 (Scenes, as shipped)").first).to_be_attached()
     assert not errors
 
 
@@ -173,17 +175,22 @@ def write(lab, job_id, rows):
 
 
 def test_trainings_are_shown_resumed_started_and_deleted(page_of, tmp_path):
+    def with_store(act):
+        store = storage.open(tmp_path / "lab")
+        found = act(store)
+        store.close()
+        return found
+
     page, errors = page_of(make_runs, "train")
     page.wait_for_selector("#train-list .tq-row >> nth=1")
-    assert "97% of the pairs are kept" in page.inner_text("#train-head")
-    assert page.is_visible("#train-resume")
-    assert not page.is_visible("#train-stop")
+    expect(page.locator("#train-head")).to_contain_text("97% of the pairs are kept")
+    expect(page.locator("#train-resume")).to_be_visible()
+    expect(page.locator("#train-stop")).to_be_hidden()
     page.get_by_role("tab", name="Pictures").click()
     page.wait_for_selector("#train-pictures img")
     page.get_by_role("tab", name="Log").click()
-    log = page.input_value("#train-log textarea")
-    assert log.endswith("line 999")
-    assert len(log.splitlines()) <= 200
+    expect(page.locator("#train-log textarea")).to_have_value(re.compile(r"line 999$"))
+    assert len(page.input_value("#train-log textarea").splitlines()) <= 200
 
     page.click("#train-list .tq-row:has-text('LRM 4')")
     page.wait_for_selector("#train-head :text('it agrees with 80% of 40 held-out labels')")
@@ -193,6 +200,18 @@ def test_trainings_are_shown_resumed_started_and_deleted(page_of, tmp_path):
     page.click("#train-list .tq-row:has-text('LPO 4')")
     page.click("#train-resume")
     page.wait_for_selector("#train-list .tq-row:has-text('LPO 4'):has-text('waiting')")
+
+    # a row is drawn anew while it is pressed: it is chosen all the same
+    row = page.locator("#train-list .tq-row:has-text('LRM 4')")
+    row.hover()
+    page.mouse.down()
+    with_store(lambda store: queue.request_stop(store, queue.list_jobs(store, kinds=("train-lpo",))[0].id))
+    page.wait_for_selector("#train-list .tq-row:has-text('LPO 4'):has-text('cancelled')")
+    page.mouse.up()
+    expect(row).to_have_attribute("aria-pressed", "true")
+    row = page.locator("#train-list .tq-row:has-text('LPO 4')")
+    row.press("Enter")
+    expect(row).to_have_attribute("aria-pressed", "true")
 
     unfold(page.get_by_role("tab", name="Adapter"))
     page.get_by_label("iterations").fill("-3")
@@ -208,8 +227,6 @@ def test_trainings_are_shown_resumed_started_and_deleted(page_of, tmp_path):
     page.click("#train-delete")
     page.click("#train-delete-yes")
     page.wait_for_selector("#train-list .tq-row:has-text('LRM 4')", state="detached")
-    store = storage.open(tmp_path / "lab")
-    kinds = [(job.kind, job.state) for job in queue.list_jobs(store)]
-    store.close()
-    assert sorted(kinds) == [("train-lpo", "queued"), ("train-lpo", "queued")]
+    kinds = with_store(lambda store: [(job.kind, job.state) for job in queue.list_jobs(store)])
+    assert sorted(kinds) == [("train-lpo", "cancelled"), ("train-lpo", "queued")]
     assert not errors

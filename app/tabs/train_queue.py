@@ -20,10 +20,14 @@ TURN = "train-queue"  # a click on another training must not be undone by the an
 LISTED = 30
 LOG_LINES = 200
 NOTHING = "Nothing has been trained yet. Choose settings and press the button; it appears here."
-SELECT = """element.addEventListener('click', (event) => {
-  const row = event.target.closest('[data-job]');
-  if (row) trigger('select', { job: row.dataset.job });
-});"""
+# A poll may draw the row anew while it is pressed, and then the browser sends no click: press and release count. Of the
+# keyboard's press it sends a click only.
+SELECT = """let pressed = null;
+const jobOf = (event) => event.target.closest('[data-job]')?.dataset.job;
+const choose = (job) => { if (job) trigger('select', { job }); };
+element.addEventListener('pointerdown', (event) => { pressed = event.button === 0 ? jobOf(event) : null; });
+element.addEventListener('pointerup', (event) => { if (jobOf(event) === pressed) choose(pressed); pressed = null; });
+element.addEventListener('click', (event) => { if (event.detail === 0) choose(jobOf(event)); });"""
 
 
 def build(lab: Lab, chosen: gr.State) -> Callable:
@@ -35,8 +39,8 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
     with gr.Row():
         # In an order in which what takes the place of a button that goes away does no harm to a hand that is too quick.
         stop, resume = _button("Stop"), _button("Resume")
-        look = _button("Look at its curves", "train-look", "primary")
-        compare = _button("Compare with the base", "train-compare", "primary")
+        look = _button("Look at its curves", "train-look", "primary", 150)
+        compare = _button("Compare with the base", "train-compare", "primary", 175)
         duplicate, delete = _button("Duplicate"), _button("Delete")
     doomed = gr.State(None)  # the job that was looked at when Delete was pressed, whichever is looked at by now
     with gr.Row(visible=False) as confirm:
@@ -144,9 +148,9 @@ def _handing(lab: Lab, hand_over: Callable) -> Callable:
     return callback
 
 
-def _button(name: str, elem_id: str = "", variant: str = "secondary") -> gr.Button:
+def _button(name: str, elem_id: str = "", variant: str = "secondary", width: int = 110) -> gr.Button:
     return gr.Button(
-        name, size="sm", variant=variant, scale=0, min_width=110, visible=False,
+        name, size="sm", variant=variant, scale=0, min_width=width, visible=False,
         elem_id=elem_id or f"train-{name.lower()}", elem_classes=ONCE,
     )  # fmt: skip
 
