@@ -19,7 +19,8 @@ from lpo import export_cli, gaps_cli
 from lpo.cli_help import BARE, field_help, preset_help
 from lpo.config import CONFIGS, PRESETS, ConfigError, Policy, Search, from_dict, to_dict
 from lpo.options import parse_json
-from lpo.run_dir import Run, require_writable, unusable
+from lpo.preflight import require_inputs, require_scorable, require_startable
+from lpo.run_dir import Run, unusable
 
 _HELP = {
     "sample": "draw pictures for every prompt and seed",
@@ -224,20 +225,28 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "gaps":
         return gaps_cli.run(args)
     if args.command == "score":
-        require_writable(args.out)
-    elif args.run_dir is None:
+        return _score(args)
+    if args.run_dir is None:
         raise ConfigError(f"{args.command} needs --run-dir DIR, the folder for what it writes.")
-    config = None if args.command == "score" or args.resume else read_settings(args)
-    if config is not None and _speaks():
-        Run.require_new(args.run_dir)
-    from lpo import commands  # torch and the Hugging Face stack: only once the arguments are known to be good
+    if not args.resume:
+        config = read_settings(args)
+        if _speaks():
+            Run.require_new(args.run_dir)
+            require_inputs(config)
+            require_startable(config)
+    from lpo import commands  # torch and the Hugging Face stack: only once all is asked that can be without them
 
-    if args.command == "score":
-        return commands.score(args.lrm, args.base, args.latents, args.prompts, args.out, args.device, args.dtype,
-                              args.allow_latent_mismatch)  # fmt: skip
     if args.resume:
         return commands.resume(args.command, args.run_dir)
     return commands.start(args.command, config, args.run_dir, to_dict(config))
+
+
+def _score(args: argparse.Namespace) -> int:
+    texts = require_scorable(args.lrm, args.base, args.latents, args.prompts, args.out, args.allow_latent_mismatch)
+    from lpo import commands
+
+    return commands.score(args.lrm, args.base, args.latents, texts, args.out, args.device, args.dtype,
+                          args.allow_latent_mismatch)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from lpo.config import CONFIGS, ConfigError, from_dict
 from lpo.lpo_trainer import LPOTrainer
 from lpo.lrm_files import latent_space
 from lpo.lrm_trainer import LRMTrainer
-from lpo.prompts import read_prompts
 from lpo.ranks import LostRank, Ranks, join
 from lpo.reward_model import LatentRewardModel
 from lpo.run_dir import Run, unusable
@@ -96,19 +95,15 @@ def _disk_is_full(error: Exception, folder: Path) -> bool:
 
 
 def score(
-    lrm: str, base: str | None, latents: str, prompts: str, out: str, device: str, dtype: str, allow_mismatch: bool
+    lrm: str, base: str | None, latents: str, texts: list[str], out: str, device: str, dtype: str, allow_mismatch: bool
 ) -> int:
-    """Scores of a file of latents, as {"scores": [...]}. A `base` says which model's latents they are."""
+    """Scores of a file of latents for as many prompts, as {"scores": [...]}. A `base` says which model's latents they
+    are. Raises ConfigError for what `preflight.require_scorable` cannot tell."""
     try:
         tensors = load_file(latents)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{latents} is not a readable .safetensors file.") from error
-    if not {"latents", "timesteps"} <= set(tensors):
-        raise ConfigError(f"{latents} must hold the tensors `latents` and `timesteps`; it has {sorted(tensors)}.")
-    x, t, texts = tensors["latents"].float(), tensors["timesteps"], read_prompts(prompts, keep_empty=True)
-    if x.ndim != 4 or t.shape != x.shape[:1] or len(texts) != len(x):
-        shapes = f"latents {tuple(x.shape)}, timesteps {tuple(t.shape)}, {len(texts)} prompts"
-        raise ConfigError(f"The inputs do not match ({shapes}): N latents (N, C, H, W) need N timesteps and N prompts.")
+    x, t = tensors["latents"].float(), tensors["timesteps"]
     if not x.numel() or not bool(torch.isfinite(x).all()):
         raise ConfigError(f"The latents {tuple(x.shape)} are empty or not finite: there is nothing to score.")
     if t.dtype == torch.bool or t.is_complex() or not bool(torch.isfinite(t).all()):

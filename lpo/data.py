@@ -27,14 +27,11 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lpo.options import is_text
+from lpo.options import DataError, is_text
+from lpo.places import pairs_file
 
 REQUIRED = ("id", "prompt", "first", "second", "target")
 KNOWN = (*REQUIRED, "weight", "split")
-
-
-class DataError(ValueError):
-    """Bad input data; the message is one sentence for a person: what is wrong, what is allowed, what to do."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     Raises DataError naming the file and the line: not JSON, a missing or ill-typed field, a picture that is not
     there, an id that comes twice, a prompt that is both train and held out, or no pair at all.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"the pairs file {path} does not exist; give the path of a JSON Lines file of labelled pairs")
+    path = pairs_file(path)
     pairs: list[Pair] = []
     line_of_id: dict[str, int] = {}
     split_of_prompt: dict[str, tuple[str, int]] = {}

@@ -25,7 +25,7 @@ from lpo.backbones import Backbone, base_fingerprint, load_policy
 from lpo.backbones.source import config_folder
 from lpo.backbones.trunk import official_kind, trunk_class
 from lpo.config import ConfigError, Policy
-from lpo.places import lrm_folder, resolve_base
+from lpo.places import lrm_folder, official_base, resolve_base
 from lpo.reward_model import LatentRewardModel
 
 FORMAT_VERSION = 1
@@ -69,7 +69,7 @@ def load(path: str, base: str | None, device: torch.device, dtype: torch.dtype) 
     if (folder / "lrm.json").exists():
         model = _load_own(folder, dtype)
     else:
-        model = _load_official(folder, own_base or base, dtype)
+        model = _load_official(folder, official_base(folder, own_base or base), dtype)
     model.name = path
     return model.to(device).eval().requires_grad_(False)
 
@@ -95,12 +95,7 @@ def _load_own(folder: Path, dtype: torch.dtype) -> LatentRewardModel:
     return model.cast(dtype)
 
 
-def _load_official(folder: Path, base: str | None, dtype: torch.dtype) -> LatentRewardModel:
-    if not base:
-        raise ConfigError(
-            f"{folder} is an official LRM folder: name its base model too, for the tokenizer (on the command line with "
-            "--base)."
-        )
+def _load_official(folder: Path, base: str, dtype: torch.dtype) -> LatentRewardModel:
     source = resolve_base(base)
     _require_own_base(folder, base, config_folder(source))
     try:

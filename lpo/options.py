@@ -19,6 +19,10 @@ class ConfigError(ValueError):
     """A setting that cannot be used. Its text is one sentence: what was wrong, what is allowed, what to do."""
 
 
+class DataError(ValueError):
+    """Bad input data; the message is one sentence for a person: what is wrong, what is allowed, what to do."""
+
+
 def opt(
     default: Any,
     help: str,

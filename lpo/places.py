@@ -1,5 +1,5 @@
-"""What the names in a config lead to on this machine: bases, adapters, merged UNets, LRMs, CLIP's text projection; and
-the sentences when it is not there or does not fit. Imports no torch, so that a page may ask, too.
+"""What the names in a config lead to on this machine: bases, adapters, merged UNets, LRMs, CLIP's text projection,
+pairs; and the sentences when it is not there or does not fit. Imports no torch, so that a page may ask, too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from lpo.options import ConfigError
+from lpo.options import ConfigError, DataError
 
 SCENES = Path(__file__).parent / "scenes" / "weights"
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -96,6 +96,23 @@ def lrm_folder(name: str) -> tuple[Path, str | None]:
             f"{what} is not an LRM folder: it has neither lrm.json (own format) nor state_dict.pt (official)."
         )
     return folder, base
+
+
+def official_base(folder: Path, base: str | None) -> str:
+    """The base model that an official LRM folder is read with. Raises ConfigError if none is named."""
+    if not base:
+        raise ConfigError(
+            f"{folder} is an official LRM folder: name its base model too, for the tokenizer (on the command line with "
+            "--base)."
+        )
+    return base
+
+
+def pairs_file(path: str | Path) -> Path:
+    """The file of preference pairs. Raises DataError if it is not there."""
+    if not Path(path).is_file():
+        raise DataError(f"the pairs file {path} does not exist; give the path of a JSON Lines file of labelled pairs")
+    return Path(path)
 
 
 def projection_files(place: str) -> list[Path] | None:

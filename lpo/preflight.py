@@ -1,8 +1,9 @@
-"""What a training would refuse only after it has loaded its models, told when the button is pressed: models that are
-not there, CLIP's text projection missing, an LRM of another latent space. The sentences are the training's own.
+"""What a command would refuse only after it has loaded its models, told when the button is pressed or the command is
+typed: models that are not there, CLIP's text projection missing, an LRM of another latent space. The sentences are the
+command's own.
 
 Reads names, JSON files and safetensors headers; imports no torch. What only the hub or the weights can tell (an LRM of
-another VAE of the same scale, say) is left to the training. From the same files: which family a base is of.
+another VAE of the same scale, say) is left to the command. From the same files: which family a base is of.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from lpo.config import LPOConfig, LRMConfig
+from lpo.config import LPOConfig, LRMConfig, SampleConfig, TraceConfig
 from lpo.options import ConfigError
 from lpo.places import (
     IDENTITY,
     PROJECTION,
     adapter_file,
     lrm_folder,
+    official_base,
+    pairs_file,
     projection_files,
     require_projection,
     require_same_space,
@@ -28,7 +31,10 @@ from lpo.places import (
     tensor_shapes,
     unet_source,
 )
+from lpo.prompts import read_prompts
+from lpo.run_dir import require_writable
 
+Config = SampleConfig | TraceConfig | LRMConfig | LPOConfig
 SPACE = ("channels", "scaling_factor", "shift_factor")  # of latents: what plain files tell
 PIPELINES = {
     "StableDiffusion3Pipeline": "sd3", "StableDiffusionXLPipeline": "sdxl", "StableDiffusionPipeline": "sd15",
@@ -39,18 +45,63 @@ MARKS = (  # in a name; SDXL's before SD2.1's, of which "sdxl-2.1" has one, too
 )  # fmt: skip
 
 
-def require_startable(config: LRMConfig | LPOConfig) -> None:
-    """Raises ConfigError with the sentence that the training would end with, as far as that can be told at once."""
-    if isinstance(config, LPOConfig):
-        for adapter in config.policy.adapters:
-            adapter_file(adapter.path)
-        if config.policy.unet:
-            unet_source(config.policy.unet)
-        _require_lrm(config.lrm, config.policy.base, config.allow_latent_mismatch)
-    elif config.init == "base":
-        _require_projection(config)
-    else:
-        _require_lrm(config.init, config.base, config.allow_latent_mismatch)
+def require_startable(config: Config) -> None:
+    """Raises ConfigError with the sentence that the command would end with, as far as that can be told at once."""
+    if isinstance(config, LRMConfig):
+        if config.init == "base":
+            _require_projection(config)
+        else:
+            _require_lrm(config.init, config.base, config.allow_latent_mismatch)
+        return
+    policy = config.policy
+    _source(policy.base)
+    for adapter in policy.adapters:
+        adapter_file(adapter.path)
+    if policy.unet:
+        unet_source(policy.unet)
+    lrms = [policy.search.lrm] if policy.search else []
+    if not isinstance(config, SampleConfig):
+        lrms += [config.lrm] if isinstance(config, LPOConfig) else config.lrm
+    for lrm in lrms:
+        _require_lrm(lrm, policy.base, config.allow_latent_mismatch)
+
+
+def require_inputs(config: Config) -> None:
+    """Raises ConfigError or DataError unless the files that the command reads are there, and those that it keeps
+    outside its run folder can be written. For the command line: a job's are written when it starts."""
+    match config:
+        case SampleConfig():
+            config.texts()
+        case TraceConfig():
+            config.text()
+        case LPOConfig():
+            for prompts in (config.prompts, *filter(None, [config.eval_prompts])):
+                read_prompts(prompts)
+        case LRMConfig():
+            pairs_file(config.pairs)
+            if config.latent_cache:
+                require_writable(config.latent_cache, folder=True)
+
+
+def require_scorable(
+    lrm: str, base: str | None, latents: str, prompts: str, out: str, allow_mismatch: bool
+) -> list[str]:
+    """The N prompts of `score`, one for each of the latents (N, C, H, W). Raises ConfigError with the sentence that it
+    would end with, as far as that can be told at once."""
+    require_writable(out)
+    shapes = tensor_shapes(Path(latents))
+    if not {"latents", "timesteps"} <= set(shapes):
+        raise ConfigError(f"{latents} must hold the tensors `latents` and `timesteps`; it has {sorted(shapes)}.")
+    x, t, texts = shapes["latents"], shapes["timesteps"], read_prompts(prompts, keep_empty=True)
+    if len(x) != 4 or t != x[:1] or len(texts) != x[0]:
+        told = f"latents {x}, timesteps {t}, {len(texts)} prompts"
+        raise ConfigError(f"The inputs do not match ({told}): N latents (N, C, H, W) need N timesteps and N prompts.")
+    folder, own_base = lrm_folder(lrm)
+    if not (folder / "lrm.json").exists():
+        official_base(folder, own_base or base)
+    if base:
+        _require_lrm(lrm, base, allow_mismatch)
+    return texts
 
 
 def family(base: str) -> str:
@@ -71,6 +122,14 @@ def _folder_family(source: str) -> str | None:
     found = PIPELINES.get((_json(_file(source, "model_index.json")) or {}).get("_class_name"))
     width = (_json(_file(source, "text_encoder/config.json")) or {}).get("hidden_size")
     return "sd21" if found == "sd15" and width == WIDTH_SD21 else found
+
+
+def _source(base: str) -> str:
+    """The folder, file or hub id of a base. Raises ConfigError if it is not there, or a file that is no whole model."""
+    source = resolve_base(base)
+    if Path(source).is_file():
+        single_file_family(source)
+    return source
 
 
 def fits(lrm: str, base: str) -> bool:
@@ -105,7 +164,7 @@ def _stored_space(folder: Path) -> dict | None:
 
 def _space(base: str) -> dict | None:
     """Channels, scale and shift of a base's latents; None if only its weights or the hub know."""
-    vae = _json(_file(resolve_base(base), "vae/config.json"))
+    vae = _json(_file(_source(base), "vae/config.json"))
     if vae is None:
         return None
     numbers = (vae.get("latent_channels"), vae.get("scaling_factor"), vae.get("shift_factor") or 0.0)
@@ -114,7 +173,7 @@ def _space(base: str) -> dict | None:
 
 def _require_projection(config: LRMConfig) -> None:
     """Where the base's kind and text encoder can be read: it needs CLIP's text projection of the right shape."""
-    source, place = resolve_base(config.base), config.text_projection
+    source, place = _source(config.base), config.text_projection
     if Path(source).is_file():
         if single_file_family(source).name in ("sd15", "sd21") and not place:
             require_projection(config.base, place, (), None)  # their original layout has none

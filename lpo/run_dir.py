@@ -183,7 +183,7 @@ def require_writable(path: str | Path, folder: bool = False) -> None:
     path = Path(path)
     probe = path / ".probe" if folder else path
     try:
-        there = path.exists()
+        there = os.path.lexists(path)  # a link to a new file stays, too
         if not probe.parent.exists():
             probe.parent.mkdir(parents=True, exist_ok=True)
         with open(probe, "ab"):

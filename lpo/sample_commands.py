@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from PIL import Image
 
 from lpo.backbones import Backbone, load_policy
-from lpo.config import ConfigError, SampleConfig, TraceConfig, to_dict
-from lpo.prompts import read_prompts
+from lpo.config import SampleConfig, TraceConfig, to_dict
 from lpo.reward_model import LatentRewardModel
 from lpo.run_dir import STOPPED, Run, write_json
 from lpo.sampling import sample, to_pil
@@ -28,11 +27,7 @@ from lpo.trace import (
 
 def run_sample(config: SampleConfig, run: Run) -> int:
     """Pictures as samples/prompt<i>_seed<s>.png, listed in result.json. Pictures already there are drawn again."""
-    prompts = list(config.prompts)
-    if len(prompts) == 1 and prompts[0].endswith((".json", ".txt")):
-        prompts = read_prompts(prompts[0])
-    if not prompts or not config.seeds:
-        raise ConfigError("sample needs at least one prompt and one seed.")
+    prompts = config.texts()
     policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
     policy.tune(config)
     total, files = len(prompts) * len(config.seeds), []
@@ -73,8 +68,7 @@ def _pictures(
 
 def run_trace(config: TraceConfig, run: Run) -> int:
     """traces/seed<s>.safetensors, the finished pictures, and scores.json: scores of every LRM at every timestep."""
-    if not config.prompt or not config.seeds:
-        raise ConfigError("trace needs a prompt and at least one seed.")
+    prompt = config.text()
     policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
     policy.tune(config)
     search, chooser = config.policy.search, None
@@ -93,13 +87,13 @@ def run_trace(config: TraceConfig, run: Run) -> int:
     )  # fmt: skip
     items, siblings = [], {name: [] for name in lrms}
     steps = trace(
-        policy, config.prompt, config.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
+        policy, prompt, config.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
         config.height, config.width, config.negative_prompt, search, chooser,
     )  # fmt: skip
     for item in steps:
-        scores = {name: score_step(lrm, item, config.prompt) for name, lrm in lrms.items()}
+        scores = {name: score_step(lrm, item, prompt) for name, lrm in lrms.items()}
         for name, lrm in lrms.items():
-            siblings[name].append(score_siblings(lrm, item, config.prompt, limits[item["step"]], config.score_timestep))
+            siblings[name].append(score_siblings(lrm, item, prompt, limits[item["step"]], config.score_timestep))
         items.append({**item, "siblings": None})
         run.record({"step": item["step"] + 1, "total": config.steps, "t": item["t"], "scores": scores})
         if run.stop_requested:
@@ -107,10 +101,10 @@ def run_trace(config: TraceConfig, run: Run) -> int:
             return STOPPED
     everyone = None
     if search is not None and search.method == "best-of-n":
-        _, chosen = best(chooser, items[-1]["next"], [config.prompt] * len(config.seeds))
+        _, chosen = best(chooser, items[-1]["next"], [prompt] * len(config.seeds))
         everyone, items = items, take(items, chosen)
     meta = {k: v for k, v in to_dict(config).items() if k in ("policy", "steps", "guidance_scale", "eta")}
-    traces = collect(items, config.prompt, config.seeds, meta, everyone)
+    traces = collect(items, prompt, config.seeds, meta, everyone)
     (run.path / "traces").mkdir(exist_ok=True)
     for stored in traces:
         save_trace(stored, run.path / "traces" / f"seed{stored.seed}.safetensors")
@@ -118,7 +112,7 @@ def run_trace(config: TraceConfig, run: Run) -> int:
         picture.save(run.samples / f"seed{stored.seed}.png")
     spent = costs(policy, search, config.steps, config.guidance_scale, config.eta, tuple(items[0]["x_t"].shape[1:]))
     scores = {
-        "prompt": config.prompt,
+        "prompt": prompt,
         "seeds": list(config.seeds),
         "timesteps": traces[0].timesteps,
         "thresholds": limits,

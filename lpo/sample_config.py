@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lpo import shared_settings as shared
 from lpo.options import ConfigError, opt, ordered, validate
 from lpo.policy import Policy, searchable
+from lpo.prompts import read_prompts
 
 
 def _different(seeds: tuple[int, ...]) -> None:
@@ -45,6 +46,14 @@ class SampleConfig:
         validate(self)
         _different(self.seeds)
         searchable(self.policy, self.eta)
+
+    def texts(self) -> list[str]:
+        """The prompts, read where they are the path of a file. Raises ConfigError if there is nothing to draw."""
+        one_file = len(self.prompts) == 1 and self.prompts[0].endswith((".json", ".txt"))
+        texts = read_prompts(self.prompts[0]) if one_file else list(self.prompts)
+        if not texts or not self.seeds:
+            raise ConfigError("sample needs at least one prompt and one seed.")
+        return texts
 
 
 @dataclass(frozen=True)
@@ -89,3 +98,9 @@ class TraceConfig:
             raise ConfigError("siblings is 1: one candidate cannot be compared; use 0 (none) or 2 and more.")
         ordered(self, "threshold_min", "threshold_max")
         searchable(self.policy, self.eta)
+
+    def text(self) -> str:
+        """The prompt. Raises ConfigError if there is nothing to follow."""
+        if not self.prompt or not self.seeds:
+            raise ConfigError("trace needs a prompt and at least one seed.")
+        return self.prompt

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,14 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lpo import export
+import lpo
+from lpo import commands, export
 from lpo.__main__ import build_parser, main, read_settings
 from lpo.backbones import load_policy
 from lpo.cli_help import field_help
-from lpo.config import CONFIGS, SOURCES, ConfigError, LPOConfig, Policy
+from lpo.config import CONFIGS, SOURCES, ConfigError, LPOConfig, LRMConfig, Policy, to_dict
 from lpo.data import DataError, read_pairs
 from lpo.lpo_trainer import LPOTrainer
 from lpo.places import LORA_FILE
+from lpo.preflight import require_inputs, require_startable
 from lpo.prompts import read_prompts
 from lpo.ranks import ALONE
 from lpo.run_dir import Run, require_writable
@@ -69,6 +72,7 @@ def test_help_says_both_where_a_bare_call_and_the_field_differ():
 def files(tmp_path):
     """A folder with one of everything that is wrong, and of what is right."""
     (tmp_path / "folder").mkdir()
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     latents, at = torch.zeros(1, 4, 16, 16), torch.tensor([1])
     tensors = {
         "good": (latents, at), "empty": (torch.zeros(1, 4, 0, 0), at), "nan": (latents * float("nan"), at),
@@ -78,7 +82,8 @@ def files(tmp_path):
     for name, (x, t) in tensors.items():
         save_file({"latents": x, "timesteps": t}, tmp_path / f"{name}.safetensors")
     texts = {
-        "one.json": '["the cat"]', "deep.json": DEEP, "lone.json": f"[{SURROGATE}]", "file": "x",
+        "one.json": '["the cat"]', "two.json": '["the cat", "and"]', "deep.json": DEEP,
+        "lone.json": f"[{SURROGATE}]", "file": "x",
         "digits.json": "9" * 5000, "policy.json": '{"policy": "scenes"}',
         "search.json": '{"policy": {"search": "steps"}}',
         "lone_config.json": f'{{"prompt": {SURROGATE}}}', "big.json": '{"steps": 1' + "0" * 400 + "}",
@@ -92,10 +97,20 @@ def files(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def no_torch(files, monkeypatch):
+    """From here on torch, and what imports it, cannot be imported: None in its place makes the import fail."""
+    for name in ("commands", "data"):
+        monkeypatch.delattr(lpo, name)
+        monkeypatch.setitem(sys.modules, f"lpo.{name}", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
 TRAIN = ["train-lpo", "--base", BASE, "--lrm", LRM, "--prompts", "{tmp}/one.json", "--run-dir", "{tmp}/run"]
 SCORE = ["score", "--lrm", LRM, "--base", BASE, "--device", "cpu"]
 GOOD = ["--latents", "{tmp}/good.safetensors", "--prompts", "{tmp}/one.json"]
 RUN = ["--run-dir", "{tmp}/run"]
+ONE_PAIR = {"id": "1", "prompt": "the cat", "first": "a.png", "second": "b.png", "target": 1}
 
 
 @pytest.mark.parametrize(
@@ -195,15 +210,85 @@ def test_folders_that_are_files_and_files_that_are_folders_get_one_sentence(pair
         ["train-lrm", "--pairs", "gone", "--run-dir"],
     ],
 )
-def test_where_nothing_can_be_written_is_said_before_anything_is_read(files, capsys, monkeypatch, argv):
-    """Before torch is imported, too: a None in its place makes any import of it fail."""
-    for name in ("torch", "lpo.commands", "lpo.data"):
-        monkeypatch.setitem(sys.modules, name, None)
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(files, capsys, no_torch, argv):
     for out in ("{tmp}/file/out", "/proc/out", "{tmp}/" + "o" * 300):
         out = out.replace("{tmp}", str(files))
         assert main([*(a.replace("{tmp}", str(files)) for a in argv), out]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {out} cannot be used (") and said.count("\n") == 1, said
+
+
+NOT_THERE = [
+    (["sample", "--prompts", "x", "--base", "{tmp}"], "model_index.json"),
+    (["sample", "--prompts", "x", "--base", "{tmp}/good.safetensors"], "is no whole Stable Diffusion checkpoint"),
+    (["sample", "--prompts", "x", "--adapters", "/nowhere"], "There is no adapter at /nowhere"),
+    (["sample", "--prompts", "x", "--unet", "/nowhere"], "There is no UNet at /nowhere"),
+    (
+        ["sample", "--prompts", "x", "--search", "best-of-n", "--search_lrm", "/nowhere"],
+        "/nowhere is not an LRM folder",
+    ),
+    (["sample", "--base", BASE], "sample needs at least one prompt"),
+    (["sample", "--prompts", "/nowhere.txt"], "There is no prompt file '/nowhere.txt'"),
+    (["trace", "--lrm", "scenes"], "trace needs a prompt"),
+    (["trace", "--prompt", "x", "--lrm", "scenes", "/nowhere"], "/nowhere is not an LRM folder"),
+    (["trace", "--prompt", "x", "--base", BASE, "--lrm", "scenes"], "does not share the latent space"),
+    (["train-lpo", "--prompts", "/nowhere.txt"], "There is no prompt file"),
+    (["train-lpo", "--prompts", "{tmp}/one.json", "--eval_prompts", "/nowhere.txt"], "There is no prompt file"),
+    (["train-lpo", "--prompts", "{tmp}/one.json", "--lrm", "/nowhere"], "/nowhere is not an LRM folder"),
+    (["train-lrm", "--pairs", "/nowhere.jsonl"], "the pairs file /nowhere.jsonl does not exist"),
+    (["train-lrm", "--pairs", "{tmp}/file", "--init", "/nowhere"], "/nowhere is not an LRM folder"),
+    (
+        ["train-lrm", "--pairs", "{tmp}/file", "--init", "base", "--base", BASE, "--text_projection", ""],
+        "set text_projection to",
+    ),
+    (["train-lrm", "--pairs", "{tmp}/file", "--latent_cache", "{tmp}/file"], "file cannot be used (Not a directory)"),
+]
+
+
+@pytest.mark.parametrize(("argv", "words"), NOT_THERE)
+def test_what_is_not_there_is_said_before_torch_is_imported(files, capsys, no_torch, argv, words):
+    assert main([a.replace("{tmp}", str(files)) for a in [*argv, *RUN]]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+    assert not (files / "run").exists()  # so that the corrected command finds it free
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--latents", "{tmp}/none"], "none is not a readable .safetensors file"),
+        (["--latents", "{tmp}/other.safetensors"], "must hold the tensors `latents` and `timesteps`; it has ['x']"),
+        (
+            ["--prompts", "{tmp}/two.json"],
+            "do not match (latents (1, 4, 16, 16), timesteps (1,), 2 prompts)",
+        ),
+        (["--prompts", "/nowhere.json"], "There is no prompt file"),
+        (["--lrm", "/nowhere"], "/nowhere is not an LRM folder"),
+        (["--base", "/nowhere"], "There is no model at /nowhere"),
+        (["--base", ""], "is an official LRM folder: name its base model too"),
+        (["--base", BASE, "--lrm", "scenes"], "does not share the latent space"),
+    ],
+)
+def test_what_a_score_lacks_is_said_before_torch_is_imported(files, capsys, no_torch, argv, words):
+    assert main([a.replace("{tmp}", str(files)) for a in [*SCORE, *GOOD, "--out", "{tmp}/o", *argv]]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [argv for argv, _ in NOT_THERE if "--latent_cache" not in argv])
+def test_what_is_said_early_is_what_the_command_itself_says(files, argv):
+    args = build_parser().parse_args([a.replace("{tmp}", str(files)) for a in [*argv, *RUN, "--device", "cpu"]])
+    config = read_settings(args)
+    with pytest.raises(ValueError) as early:
+        require_inputs(config)
+        require_startable(config)
+    if isinstance(config, LRMConfig) and "/nowhere.jsonl" not in argv:
+        (files / "file").write_text(json.dumps(ONE_PAIR))
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (64, 64)).save(files / name)
+    with pytest.raises(ValueError) as late:
+        commands.start(args.command, config, args.run_dir, to_dict(config))
+    assert (type(early.value), str(early.value)) == (type(late.value), str(late.value))
 
 
 @pytest.mark.parametrize(
