@@ -50,6 +50,11 @@ def open_tab(page: Page, url: str) -> None:
     page.goto(url)
 
 
+def loaded(page: Page) -> None:
+    """Waits until the pairs ahead are there with their pictures (of a bare page, which then asks for nothing more)."""
+    page.wait_for_load_state("networkidle")
+
+
 def armed(page: Page) -> None:
     """Waits until an answer would be taken, and a little longer: not yet is part of the design."""
     page.wait_for_selector(f"{PICKER}[data-armed=yes]")
@@ -148,6 +153,7 @@ def test_votes_wait_for_the_server_and_none_is_lost(filled, start_server, page):
     """kill -9 in the middle, a reload while votes wait, a lost cookie: every answer arrives exactly once."""
     server = start_server(script=BARE)
     open_tab(page, f"{server.url}/?study=1")
+    loaded(page)  # what is not, the server cannot give any more
     press(page, "ArrowLeft")
     saved(page)
     server.stop(signal.SIGKILL)
@@ -211,8 +217,8 @@ def test_two_windows_never_ask_the_same_twice(filled, start_server, page):
     armed(other)
     assert shown(page) == shown(other)
     press(other, "x")
-    wait_for(lambda: shown(page) == shown(other), 30)
     for window in (page, other, page, other):
+        wait_for(lambda: shown(page) == shown(other), what="the answer to reach the other window")
         window.bring_to_front()
         press(window, "ArrowDown")
     wait_for(lambda: len(rows(filled)) == 5, 60)
