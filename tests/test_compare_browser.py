@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import unfold
 from PIL import Image
+from playwright.sync_api import expect
 
 import storage
 from storage import checkpoints, comparisons, jobs, studies
@@ -61,8 +62,8 @@ def test_vote_blind_then_see_the_verdict(comparison, start_server, page):
     assert "3 votes were fixed beforehand" in words.inner_text()
     assert "Too few to tell" in words.inner_text()
     rows = page.locator("#compare-pictures .ba-row")
-    rows.first.wait_for()
-    assert rows.count() == 3 and not picker.is_visible()
+    expect(rows).to_have_count(3)
+    expect(picker).to_be_hidden()
     for side, cell in (("a", 0), ("b", 1)):  # what is called A was made by A
         shown = {rows.nth(i).locator("img").nth(cell).get_attribute("src").split("/")[-1] for i in range(3)}
         assert shown == comparison[side]
@@ -102,13 +103,16 @@ def test_trace_both_follows_both_policies_with_the_real_worker(ended, start_serv
     page.get_by_role("tab", name="Compare").click()
     page.wait_for_selector("#compare-title :text('base + steps × 2')")
     unfold(page.locator("#compare-curves button").first)
+    expect(page.locator("#compare-curves-prompt input")).to_have_value(PROMPTS[0])  # what is traced has come
+    expect(page.locator("#compare-curves .token")).to_have_count(1)
     page.click("#compare-curves-go")
-    page.wait_for_function("document.querySelectorAll('#compare-curves-plot .rp-card img').length === 4")
-    page.wait_for_function("document.querySelector('#compare-curves-status').innerText.trim() === ''")
-    note = page.inner_text("#compare-curves-plot .rp-note")
-    assert "6 network evaluations (base)" in note and "6 network evaluations + 6 latents scored" in note
-    names = page.locator("#compare-curves-plot .rp-card b").all_inner_texts()
-    assert names == ["base", "base + steps × 2"] * 2  # a row per seed, side by side
+    expect(page.locator("#compare-curves-plot .rp-card img")).to_have_count(4)
+    expect(page.locator("#compare-curves-status")).to_have_text("")
+    note = page.locator("#compare-curves-plot .rp-note")
+    expect(note).to_contain_text("6 network evaluations (base)")
+    expect(note).to_contain_text("6 network evaluations + 6 latents scored")
+    names = ["base", "base + steps × 2"] * 2  # a row per seed, side by side
+    expect(page.locator("#compare-curves-plot .rp-card b")).to_have_text(names)
     store = storage.open(tmp_path / "lab")
     job = jobs.list_jobs(store, kinds=("trace",))[0]
     store.close()

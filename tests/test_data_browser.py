@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import unfold
+from playwright.sync_api import expect
 from test_filters import imported, join, write_csv  # noqa: F401  (imported is a fixture)
 
 from storage import filters, gaps, mpcf
@@ -32,7 +33,7 @@ def test_what_a_rule_keeps_is_seen_before_it_is_applied(start_server, page, stor
     rule = mpcf.PRESETS["MPCF rule 2"]
     told = filters.preview(gaps.load(store, gap_set), rule)
     page.wait_for_selector(f"#filter-state >> text={told['kept']} of {told['kept'] + told['dropped']} labels")
-    assert "No filter is on" in page.inner_text("#filter-state")
+    expect(page.locator("#filter-state")).to_contain_text("No filter is on")
     page.wait_for_selector("#filter-plot .main-svg")
     drawn = "() => [...document.querySelectorAll('#filter-pairs img')].filter(i => i.naturalWidth > 0).length"
     page.wait_for_function(f"({drawn})() === {2 * (min(6, told['kept']) + min(6, told['dropped']))}")
@@ -55,6 +56,6 @@ def test_what_a_rule_keeps_is_seen_before_it_is_applied(start_server, page, stor
     page.wait_for_selector("#filter-state >> text=MPCF rule 3 is on")
     assert filters.active(store, study.id).name == "MPCF rule 3"
     page.click("#filter-clip-on input")
-    page.wait_for_function("document.querySelector('#filter-name :is(input, textarea)').value === 'my own rule'")
-    assert page.locator("#filter-preset label.selected").inner_text() == "my own"
+    expect(page.locator("#filter-name :is(input, textarea)")).to_have_value("my own rule")
+    expect(page.locator("#filter-preset label.selected")).to_have_text("my own")
     assert errors == []

@@ -137,7 +137,7 @@ def compare(page: Page, server) -> None:
 
 
 def find_the_votes(page: Page, server) -> None:
-    page.click("#tab-data-button")
+    unfold(page.locator("#tab-data-button"))
     page.get_by_label("Labels", exact=True).check()
     expect(page.locator("#data-note")).to_have_text(f"{LABELS + 2 + VOTES} labels.")
     assert rows(server, "select count(*) from preference where comparison_id is not null") == [(VOTES,)]
