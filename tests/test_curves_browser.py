@@ -113,6 +113,12 @@ def test_curves_come_back_and_hovering_shows_the_predicted_picture(page_of):
     assert "Plotly.newPlot" in text
     assert "src=" not in text.split("<script>")[0]
 
+    page.set_viewport_size({"width": 390, "height": 844})  # a phone: one column, and nothing written beyond its edge
+    page.wait_for_function("document.querySelector('#curves-prompt').offsetWidth > 340")
+    page.wait_for_function(
+        """[...document.querySelectorAll('#curves-plot text')].every(e => e.getBoundingClientRect().right <= 390)"""
+    )
+
     page.fill("#curves-seeds textarea, #curves-seeds input", "a b")
     page.click("#curves-trace")
     page.wait_for_selector("#curves-status :text('Seeds are')")
@@ -201,12 +207,13 @@ def test_trainings_are_shown_resumed_started_and_deleted(page_of, tmp_path):
     page.click("#train-resume")
     page.wait_for_selector("#train-list .tq-row:has-text('LPO 4'):has-text('waiting')")
 
-    # a row is drawn anew while it is pressed: it is chosen all the same
+    # the list is drawn anew, with one more, while a row is pressed: that row is chosen
     row = page.locator("#train-list .tq-row:has-text('LRM 4')")
     row.hover()
     page.mouse.down()
-    with_store(lambda store: queue.request_stop(store, queue.list_jobs(store, kinds=("train-lpo",))[0].id))
-    page.wait_for_selector("#train-list .tq-row:has-text('LPO 4'):has-text('cancelled')")
+    other = to_dict(from_preset(LPOConfig, "scenes", iterations=9))
+    with_store(lambda store: queue.submit(store, "train-lpo", "training", other))
+    page.wait_for_selector("#train-list .tq-row:has-text(', 9 iterations')")
     page.mouse.up()
     expect(row).to_have_attribute("aria-pressed", "true")
     row = page.locator("#train-list .tq-row:has-text('LPO 4')")
@@ -228,5 +235,5 @@ def test_trainings_are_shown_resumed_started_and_deleted(page_of, tmp_path):
     page.click("#train-delete-yes")
     page.wait_for_selector("#train-list .tq-row:has-text('LRM 4')", state="detached")
     kinds = with_store(lambda store: [(job.kind, job.state) for job in queue.list_jobs(store)])
-    assert sorted(kinds) == [("train-lpo", "cancelled"), ("train-lpo", "queued")]
+    assert kinds == [("train-lpo", "queued")] * 3
     assert not errors

@@ -20,13 +20,13 @@ TURN = "train-queue"  # a click on another training must not be undone by the an
 LISTED = 30
 LOG_LINES = 200
 NOTHING = "Nothing has been trained yet. Choose settings and press the button; it appears here."
-# A poll may draw the row anew while it is pressed, and then the browser sends no click: press and release count. Of the
-# keyboard's press it sends a click only.
+# The row that was pressed is meant, even if another one lies under the pointer when it is released: a poll may have
+# drawn the list anew, with one more. Of the keyboard's press there is a click only.
 SELECT = """let pressed = null;
 const jobOf = (event) => event.target.closest('[data-job]')?.dataset.job;
 const choose = (job) => { if (job) trigger('select', { job }); };
 element.addEventListener('pointerdown', (event) => { pressed = event.button === 0 ? jobOf(event) : null; });
-element.addEventListener('pointerup', (event) => { if (jobOf(event) === pressed) choose(pressed); pressed = null; });
+element.addEventListener('pointerup', () => { choose(pressed); pressed = null; });
 element.addEventListener('click', (event) => { if (event.detail === 0) choose(jobOf(event)); });"""
 
 
