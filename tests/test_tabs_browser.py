@@ -76,6 +76,7 @@ def start_and_delete(store, page: Page) -> None:
     assert job.config["iterations"] == to_dict(from_preset(LPOConfig, "official"))["iterations"]
     assert job.config["lrm"] == "scenes"
 
+    expect(page.locator("#train-list .tq-row")).to_have_count(5)  # the new one has come, and nothing moves any more
     # another training is clicked while the question stands: what was asked about is deleted, and the last click shown
     page.click("#train-list .tq-row:has-text('11 iterations')")
     expect(page.locator("#train-list .tq-row:has-text('11 iterations')")).to_have_attribute("aria-pressed", "true")
@@ -104,6 +105,7 @@ def type_and_choose(store, page: Page) -> None:
     page.evaluate(SLOW_LINE)
     page.click("#tab-compare-button")
     count.fill("10")
+    expect(votes).to_have_value("10")  # as many as pairs, said by the page itself
     votes.fill("5")
     page.click("#tab-curves-button")
     page.click("#tab-label-button")
