@@ -28,7 +28,7 @@ def layout_of(title: str, accuracy: list[dict]) -> dict:
         "fixedrange": True,
     }
     layout = {
-        "margin": {"l": 52, "r": 128, "t": 8, "b": 38},
+        "margin": {"l": 52, "r": 20, "t": 8, "b": 38},
         "showlegend": False,
         "hovermode": "x",
         "hoverdistance": -1,
@@ -204,6 +204,11 @@ def end_labels(ends: list[tuple[float, str, str]], span: list[float], apart: flo
         }
         for y, (_, text, color) in zip(places, ends, strict=True)
     ]
+
+
+def label_margin(ends: list[tuple[float, str, str]]) -> int:
+    """The pixels that the labels at the right end need; few leave the curves more room."""
+    return 14 + round(6.5 * max((len(_short(text)) for _, text, _ in ends), default=0))
 
 
 def _short(text: str, limit: int = 20) -> str:

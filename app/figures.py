@@ -13,6 +13,7 @@ from app.figure_parts import (
     chance_line,
     curve_line,
     end_labels,
+    label_margin,
     layout_of,
     means,
     sibling_lines,
@@ -73,6 +74,7 @@ def rewards(curves: list[dict], accuracy: list[dict] = (), siblings: bool = Fals
         layout["yaxis"]["range"] = span
         plot_pixels = height * (layout["yaxis"]["domain"][1] - layout["yaxis"]["domain"][0]) - 20
         layout["annotations"] += end_labels(ends, span, 15 * (span[1] - span[0]) / max(60, plot_pixels))
+        layout["margin"]["r"] = label_margin(ends)
     if accuracy:
         data += [line for i, a in enumerate(accuracy) for line in accuracy_lines(a, i, len(accuracy))]
         layout["shapes"].append(chance_line())

@@ -110,6 +110,7 @@ def _grid(panels: list[dict], rows: list[dict], columns: int) -> dict:
             "fixedrange": True,
             "nticks": 5,
             "exponentformat": "e",
+            "automargin": True,
             **({"tickformat": ".0%", "autorangeoptions": SHARE} if panel.get("percent") else {}),
         }
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}

@@ -23,6 +23,7 @@ CSS = """
 .gradio-container > .main { padding: 4px 20px 16px !important; max-width: none !important; }
 footer { display: none !important; }
 .form-row .block { justify-content: flex-end; }
+.form-row > .form > .block { min-width: min(150px, 100%) !important; }  /* Gradio forgets it for checkboxes */
 .dense, .dense > .column, .dense > .form { gap: 8px !important; }
 .dense .tabitem { padding: 0 !important; }
 .dense .tab-wrapper { margin-bottom: 8px !important; }
@@ -39,6 +40,7 @@ footer { display: none !important; }
   .tab-container button { padding-inline: 7px !important; }
   .row > button { align-self: center; }
   .row > .beside-button { flex: 1 1 100%; }
+  .row > .column { flex-grow: 1 !important; }  /* one column: what is narrow beside another has the width to itself */
 }
 """
 # A double click starts one thing: buttons of the class events.ONCE do not hear its second half.

@@ -69,6 +69,16 @@ def test_direct_labels_never_cover_each_other_nor_leave_the_plot():
     assert low <= places[0] <= places[-1] <= high
 
 
+def test_the_margin_is_as_wide_as_the_labels_in_it():
+    margins = [
+        figures.rewards([curve(policy, seed) for policy in ("base", name) for seed in (0, 1)])["figure"]["layout"][
+            "margin"
+        ]["r"]
+        for name in ("LPO 1", "LPO 1 + best of 16", "x" * 60)
+    ]
+    assert 30 < margins[0] < 60 < margins[1] < margins[2] < 160  # long names are cut
+
+
 def test_the_mean_waits_until_all_seeds_have_come_that_far():
     curves_ = [curve(seed=0), curve(seed=1, scores=(3.0, 4.0)), curve("LPO 1"), curve("LPO 1", 1)]
     means = [d for d in figures.rewards(curves_)["figure"]["data"] if d["line"]["width"] > 3]

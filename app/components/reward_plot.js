@@ -10,6 +10,7 @@ const pictures = new Map();   // "trace/step" -> data URI, small; "trace/step/fu
 const asked = new Set();
 let pointed = null;           // {step, curve}: what the pointer or the arrow keys chose; null = the last step
 let drawn = false;
+let narrow = false;           // as on a phone: fewer numbers on the axes, long lines in two
 let siblingsOf = 0;           // of more than three curves only this one's siblings are shown: the one pointed at last
 
 const view = () => (props.value && props.value.figure ? props.value : { figure: { data: [], layout: {} }, curves: [] });
@@ -38,7 +39,10 @@ function themed(layout) {
   for (const key of Object.keys(out).filter((k) => /^[xy]axis\d*$/.test(k))) {
     Object.assign(out[key], { gridcolor: grid, linecolor: grid, zerolinecolor: grid, tickcolor: grid });
     if (out[key].showspikes) out[key].spikecolor = soft;
+    if (key[0] === 'x') out[key].tickangle = 0;  // numbers that stand upright push the title out of the plot
+    if (narrow && out[key].dtick === 100) out[key].dtick = 250;
   }
+  for (const a of (narrow && out.annotations) || []) if (!a.text.includes('<')) a.text = a.text.replace(/^(.{30,}? )(.{12,})$/, '$1<br>$2');
   for (const a of out.annotations || []) if (a.font && a.font.color === 'soft') a.font.color = soft;
   for (const s of out.shapes || []) if (s.line && s.line.color === 'soft') s.line.color = soft;
   return out;
@@ -65,12 +69,16 @@ function themedData(data) {
   });
 }
 
+const isNarrow = () => plot.clientWidth > 0 && plot.clientWidth < 520;
+
 function draw() {
   const { figure } = view();
   note.textContent = view().note || '';
   root.querySelector('.rp-export').style.visibility = figure.data.length ? 'visible' : 'hidden';
   plot.style.display = figure.data.length ? '' : 'none';
   plot.style.minHeight = `${props.plot_height}px`;  // while Plotly measures anew, what is below stays where it is
+  root.classList.toggle('rp-many-plots', 'xaxis3' in figure.layout);
+  narrow = isNarrow();
   if (!figure.data.length) { showSide(); return; }
   const config = { displayModeBar: false, responsive: true, doubleClick: 'reset' };
   Plotly.react(plot, themedData(figure.data), themed(figure.layout), config);
@@ -266,5 +274,9 @@ zoom.addEventListener('close', () => { pointed = null; showSide(); });
 // ---- keep up with the page -----------------------------------------------------------------------------------
 watch('value', draw);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ['class'] });
-new ResizeObserver(() => { if (drawn && plot.clientWidth) Plotly.Plots.resize(plot); }).observe(plot);
+new ResizeObserver(() => {
+  if (!drawn || !plot.clientWidth) return;
+  if (isNarrow() !== narrow) draw();
+  Plotly.Plots.resize(plot);
+}).observe(plot);
 draw();

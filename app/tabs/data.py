@@ -51,7 +51,7 @@ def build(lab: Lab) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=420):
             with gr.Row(equal_height=True):
-                note = gr.Markdown(elem_id="data-note")
+                note = gr.Markdown(elem_id="data-note", elem_classes="beside-button")
                 back = gr.Button("← newer", size="sm", scale=0, min_width=90, elem_id="data-back")
                 on = gr.Button("older →", size="sm", scale=0, min_width=90, elem_id="data-on")
             items = browser("data-browser")
