@@ -91,11 +91,13 @@ def test_a_stopped_import_goes_on_where_it_was(store, other, tmp_path, name, mon
 
 
 KILLED = """
-import os, sys, storage
+import os, sys, time, storage
 from storage import exchange
 store = storage.open(sys.argv[1])
 for state in exchange.import_data(store, sys.argv[2]):
     print(state["done"], flush=True)
+    if state["done"] >= 40:
+        time.sleep(600)  # it never comes to its end, however late it is killed
 """
 
 
