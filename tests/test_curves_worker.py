@@ -163,7 +163,7 @@ def test_weights_changed_in_place_are_another_key(tmp_path):
         return traces.key(policy, "a star", 1, CONFIG)
 
     keys = [key(), key(method="steps"), key(method="steps", candidates=3), key(method="best-of-n")]
-    (lrm / "model.safetensors").write_bytes(b"two")
+    (lrm / "model.safetensors").write_bytes(b"other")
     assert key() == keys[0]
     keys.append(key(method="steps"))
     (base / "unet" / "model.safetensors").write_bytes(b"three")

@@ -118,7 +118,7 @@ def test_two_ranks_stop_together_and_one_process_goes_on(tmp_path, whole):
         ranks = psutil.Process(process.pid).children()
         assert len(ranks) == 2, log.read_text()
         ranks[1].send_signal(signal.SIGTERM)  # one is told, both stop
-        process.wait(60)
+        process.wait(300)
     finally:
         process.kill()
     said = (cut / "log.txt").read_text()
@@ -141,7 +141,7 @@ def test_one_process_stops_and_two_ranks_go_on(tmp_path, whole):
     assert 0 < state["trained"] < len(state["pending"])
     process = launch("-m", "lpo", "train-lpo", "--run-dir", str(cut), "--resume", log=log)
     try:
-        assert process.wait(120) == 0, log.read_text()
+        assert process.wait(300) == 0, log.read_text()
     finally:
         process.kill()
     assert follows(cut, expected)
@@ -160,7 +160,7 @@ def test_an_lrm_fewer_prompts_than_ranks_and_a_rank_that_fails(tmp_path):
     try:
         expected = alone(LRMTrainer, lrm_settings(tmp_path), tmp_path / "lrm-one")
         few = alone(LPOTrainer, few_prompts(tmp_path), tmp_path / "few-one")
-        assert process.wait(120) == 1, "the launcher's own code for a failed rank"
+        assert process.wait(300) == 1, "the launcher's own code for a failed rank"
     finally:
         process.kill()
     assert (tmp_path / "broken").exists(), log.read_text()

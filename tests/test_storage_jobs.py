@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from conftest import wait_for
 from sqlalchemy import text
 
 from storage import checkpoints, jobs
@@ -102,7 +102,7 @@ def test_stop_resume_and_delete(store):
 
 
 def test_a_dead_worker_is_noticed_and_its_job_adopted_once(store):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         job = jobs.submit(store, "train-lpo", "training", {})
         jobs.claim(store, "training", "dead")
@@ -149,9 +149,7 @@ def test_a_reused_pid_is_not_the_process(store):
 
 def test_a_zombie_is_dead():
     child = subprocess.Popen([sys.executable, "-c", ""])
-    deadline = time.time() + 20
-    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE and time.time() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, what="its end")
     assert jobs.process_start(child.pid) is None
     child.wait()
 
