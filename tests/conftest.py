@@ -1,6 +1,7 @@
 """What several test files share: an empty lab, a real server on a free port, and a page in headless Chromium."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 import storage
-from storage import labels, media, studies
+from storage import comparisons, labels, media, studies
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 90_000  # milliseconds that a step of a page may take: a loaded machine must not make a test fail
@@ -37,6 +38,14 @@ def fixed_salts(monkeypatch):
     first study of a test always gets the first salt, so that no test passes or fails by the split it drew."""
     drawn = count(1)
     monkeypatch.setattr(studies, "secrets", SimpleNamespace(token_hex=lambda size: f"{next(drawn):0{2 * size}x}"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_lots(monkeypatch):
+    """Which side a policy's picture is on, and in which order pairs are asked, is drawn by lot: here the same lots in
+    every run, for ten of them fall on one side once in 512 times."""
+    lots = random.Random(0)
+    monkeypatch.setattr(comparisons, "secrets", SimpleNamespace(choice=lots.choice, randbits=lots.getrandbits))
 
 
 @pytest.fixture

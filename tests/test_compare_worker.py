@@ -70,7 +70,7 @@ def test_sides_and_order_are_drawn_by_lot(store, planned):
     stored.abandon(store, row.id)
     made_by_a = {pair["pair_id"]: pair["a"] for pair in stored.comparison_pairs(store, row.id)}
     sides = [item["first"] == made_by_a[item["pair_id"]] for item in asked]
-    assert len(asked) == 10 and len(set(sides)) == 2  # all on one side by chance: 1 in 512
+    assert len(asked) == 10 and len(set(sides)) == 2
     with store.reader() as session:
         pictures = [session.get(Picture, i) for i in range(1, 21)]
     adapters = [bool(p.provenance["policy"]["adapters"]) for p in pictures]
