@@ -180,6 +180,17 @@ def lrm(lab: Lab, value: str) -> str:
     return WARM if value == WARM else _row(lab, value, "lrm").path
 
 
+def named_lrms(lab: Lab, values: list[str]) -> list[tuple[str, str]]:
+    """(name, folder or alias) behind each choice. ValueError with one sentence for what is not offered any more, as on
+    a page that was opened before another study was chosen."""
+    names = dict(map(reversed, lrms(lab)))
+    if not set(values) <= set(names):
+        raise ValueError(
+            "A chosen LRM is gone, or of another base than the study's; choose from the list as it is now."
+        )
+    return [(names[value], lrm(lab, value)) for value in values]
+
+
 def lrm_folder(path: str) -> Path:
     """The folder of an LRM that is named by its folder or by the alias."""
     return WARM_LRM if path == WARM else Path(path)
@@ -189,7 +200,8 @@ def _row(lab: Lab, value: str, kind: str, other: str = "") -> Checkpoint:
     with lab.store.reader() as session:
         row = session.get(Checkpoint, int(value)) if str(value).isdigit() else None
     if row is None or row.kind not in (kind, other):
-        raise ValueError(f"The chosen {kind} ({value!r}) is gone; choose another one from the list.")
+        word = {"lrm": "LRM"}.get(kind, kind)
+        raise ValueError(f"The chosen {word} ({value!r}) is gone; choose another one from the list.")
     return row
 
 

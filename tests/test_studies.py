@@ -17,6 +17,7 @@ from lpo.config import ConfigError, LPOConfig, LRMConfig, Policy, from_preset, t
 from lpo.preflight import family, fits, require_startable
 from storage import checkpoints, studies
 from storage import jobs as queue
+from storage.models import Checkpoint
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 TINY = str(GOLDEN / "tiny_sd15")
@@ -48,6 +49,8 @@ def test_only_what_fits_the_base_is_offered_and_nothing_is_mixed(lab):
         comparisons.create(lab, Side("base"), Side("base", more=value), count=2)
     with pytest.raises(ValueError, match=refused):
         pairs.generate(lab, "a cat", 1, "base", value, SAMPLER)
+    with pytest.raises(ValueError, match="A chosen LRM is gone, or of another base than the study's"):
+        choices.named_lrms(lab, ["scenes"])
     for hand_over in (train_queue.to_compare, train_queue.to_curves):
         with pytest.raises(ValueError, match="LPO 1 belongs to another base than the study's"):
             hand_over(lab, job)
@@ -97,7 +100,7 @@ def test_forms_of_a_study_on_another_base(start_server, page):
     server = start_server("--no-workers")
     store = storage.open(server.data_dir)
     scenes = studies.list_studies(store)[0]
-    checkpoints.add_checkpoint(store, kind="lrm", name="LRM 1", path=f"{WARM_LRM}/.", study_id=scenes.id)
+    lrm = checkpoints.add_checkpoint(store, kind="lrm", name="LRM 1", path=f"{WARM_LRM}/.", study_id=scenes.id)
     tiny = studies.create_study(store, "Tiny", base=TINY)
     studies.add_prompts(store, tiny.id, ["a cat"])
     box = {name: page.locator(f"#train-{name} input") for name in ("lrm-preset", "lrm-init", "lpo-preset", "lpo-judge")}
@@ -125,6 +128,10 @@ def test_forms_of_a_study_on_another_base(start_server, page):
     page.click("#tab-label-button")
     page.click("#tab-curves-button")
     expect(least).to_have_value("0.35")
+    with store.session() as session:
+        session.delete(session.get(Checkpoint, lrm.id))
+    page.click("#curves-trace")
+    expect(page.locator("#curves-status")).to_contain_text("A chosen LRM is gone, or of another base")
     assert queue.list_jobs(store) == []
 
     choose(tiny)

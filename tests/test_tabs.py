@@ -3,7 +3,12 @@ may be dropped. (What that does behind a slow line is tried in test_tabs_browser
 
 from collections import defaultdict
 
+import gradio as gr
+
 from app import ui
+from app.components.choice import Choice
+
+STAY = {"precision", "annotator", "origin", "study", "score gaps", "import that the CSV belongs to, row by row", None}
 
 
 def test_handlers_that_write_the_same_component_take_turns(lab):
@@ -27,3 +32,12 @@ def test_no_choice_is_dropped_while_another_is_under_way(lab):
         choice = event in ("change", "input") or (event == "select" and type(blocks.blocks[block]).__name__ != "Tab")
         if function.fn is not None and (choice or event == "then"):
             assert function.trigger_mode != "once", (function.targets, [each.elem_id for each in function.outputs])
+
+
+def test_a_choice_that_vanished_gets_our_own_sentence(lab):
+    """Gradio refuses what is in none of the lists that it sent, in words of its own, before a handler is asked."""
+    outputs = {output for function in ui.build_ui(lab).fns.values() if function.fn for output in function.outputs}
+    lists = {each for each in outputs if isinstance(each, gr.Dropdown)}
+    plain = {each.label for each in lists if not isinstance(each, Choice)}
+    assert plain <= STAY  # nothing that they offer can vanish
+    assert len(lists) > 20

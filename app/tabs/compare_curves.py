@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from app import choices, comparisons, jobs, traces
+from app.components.choice import Choice
 from app.components.reward_plot import RewardPlot
 from app.figures import rewards
 from app.lab import Lab
@@ -39,8 +40,8 @@ def build(lab: Lab) -> Curves:
     """The section's components, below the pictures."""
     with gr.Accordion("Reward curves of both", open=False, elem_id="compare-curves"):
         with gr.Row(equal_height=True):
-            prompt = gr.Dropdown([], label="prompt", scale=4, elem_id="compare-curves-prompt")
-            lrms = gr.Dropdown([], multiselect=True, label="LRMs", scale=3)
+            prompt = Choice([], label="prompt", scale=4, elem_id="compare-curves-prompt")
+            lrms = Choice([], multiselect=True, label="LRMs", scale=3)
             go = gr.Button("Trace both", scale=1, min_width=120, elem_id="compare-curves-go")
         status = gr.Markdown(HELLO, elem_id="compare-curves-status")
         plot = RewardPlot(traces.thumbnails(lab.store), PLOT_HEIGHT, "comparison-curves", elem_id="compare-curves-plot")
@@ -85,7 +86,9 @@ def plan(lab: Lab, comparison_id: int, prompt: str | None, lrms: list[str], line
     if not lrms:
         raise ValueError("No LRM is chosen; choose one, or train one in the Train tab.")
     row = stored.get_comparison(lab.store, comparison_id)
-    scorers = [(name, choices.lrm(lab, value)) for name, value in choices.lrms(lab) if value in lrms]
+    if prompt not in row.plan["prompts"]:
+        raise ValueError("That prompt is of another comparison; open the tab anew and choose one.")
+    scorers = choices.named_lrms(lab, lrms)
     both = choices.short_names(list(zip(comparisons.names(lab, row), (row.policy_a, row.policy_b), strict=True)))
     paths = [path for _, path in scorers]
     settings = {"prompt": prompt, "seeds": row.plan["seeds"][:MOST_SEEDS], "lrm": paths, **row.plan["sampler"]}

@@ -6,6 +6,7 @@ import gradio as gr
 
 from app import choices, comparisons
 from app.comparisons import Side
+from app.components.choice import Choice
 from app.lab import Lab
 from app.pairs import lines
 from app.tabs import search_form
@@ -106,14 +107,14 @@ def _side(name: str) -> tuple[gr.Dropdown, gr.Slider]:
     """One policy: the base, or an adapter checkpoint with its strength."""
     label, elem_id = f"policy {name}", f"compare-{name.lower()}"
     with gr.Row(equal_height=True):
-        policy = gr.Dropdown([("base", choices.BASE)], value=choices.BASE, label=label, scale=3, elem_id=elem_id)
+        policy = Choice([("base", choices.BASE)], value=choices.BASE, label=label, scale=3, elem_id=elem_id)
         strength = _strength("strength")
     return policy, strength
 
 
 def _more(name: str) -> tuple[gr.Dropdown, gr.Slider]:
     """A second adapter, stacked on the first."""
-    more = gr.Dropdown([NONE], value="", label=f"on top of {name}", scale=2, min_width=140)
+    more = Choice([NONE], value="", label=f"on top of {name}", scale=2, min_width=140)
     return more, _strength("its strength")
 
 

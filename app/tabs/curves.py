@@ -11,6 +11,7 @@ import gradio as gr
 from gradio.context import Context
 
 from app import choices, forms, jobs, reports, traces
+from app.components.choice import Choice
 from app.components.reward_plot import RewardPlot
 from app.figures import rewards
 from app.lab import Lab
@@ -44,8 +45,8 @@ def build(lab: Lab) -> None:
             prompt = gr.Textbox(label="prompt", lines=1, max_lines=4, elem_id="curves-prompt")
             other = gr.Button("Another prompt", size="sm")
             seeds = gr.Textbox("0 1 2", label="seeds", max_lines=1, elem_id="curves-seeds")
-            policies = gr.Dropdown([("base", choices.BASE)], value=[choices.BASE], multiselect=True, label="policies")
-            lrms = gr.Dropdown([], value=[], multiselect=True, label="LRMs")
+            policies = Choice([("base", choices.BASE)], value=[choices.BASE], multiselect=True, label="policies")
+            lrms = Choice([], value=[], multiselect=True, label="LRMs")
             go = gr.Button("Trace", variant="primary", elem_id="curves-trace")
             siblings = gr.Checkbox(
                 False, label="Show siblings", elem_id="curves-siblings",
@@ -163,8 +164,7 @@ def plan(
     if not lrms:
         raise ConfigError("No LRM is chosen; choose one, or train one in the Train tab.")
     names = {value: name for name, value in choices.sampling_policies(lab)}
-    lrm_names = {value: name for name, value in choices.lrms(lab)}
-    scorers = [[lrm_names.get(value, value), choices.lrm(lab, value)] for value in lrms]
+    scorers = [list(scorer) for scorer in choices.named_lrms(lab, lrms)]
     chosen = choices.short_names([(names.get(value, value), choices.policy(lab, value)) for value in policies])
     config = form.read(
         values,

@@ -9,6 +9,7 @@ from html import escape
 import gradio as gr
 
 from app import jobs, uploads
+from app.components.choice import Choice
 from app.lab import Lab
 from app.story import megabytes
 from app.tabs.events import EVERY, LAST, ONCE, in_turn, kept
@@ -45,12 +46,12 @@ def build(lab: Lab) -> Callable:
     with gr.Accordion("Export and import", open=False, elem_id="data-exchange"):
         with gr.Row():
             with gr.Column(min_width=320):
-                out_study = gr.Dropdown([], label="study to export", elem_id="data-export-study")
+                out_study = Choice([], label="study to export", elem_id="data-export-study")
                 format_ = gr.Radio(FORMATS, value="zip", label="format", elem_id="data-export-format")
                 out = gr.Button("Export", elem_id="data-export", elem_classes=ONCE)
             with gr.Column(min_width=320):
                 with gr.Row():
-                    into = gr.Dropdown([NEW], value=0, label="import into", elem_id="data-import-study")
+                    into = Choice([NEW], value=0, label="import into", elem_id="data-import-study")
                     base = gr.Textbox(
                         "scenes", label="base model of a new study", max_lines=1, elem_id="data-import-base"
                     )

@@ -7,6 +7,7 @@ import gradio as gr
 from gradio.context import Context
 
 from app import choices, pairs
+from app.components.choice import Choice
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
 from app.tabs.events import EVERY, ONCE, QUIET, in_turn, kept
@@ -59,10 +60,10 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
         with gr.Column(scale=2, min_width=280):
             with gr.Row(equal_height=True):
                 known = choices.sampling_policies(lab)
-                first = gr.Dropdown(
+                first = Choice(
                     known, value=choices.BASE, label="one picture from", min_width=140, elem_id="label-first"
                 )
-                second = gr.Dropdown(
+                second = Choice(
                     known, value=choices.BASE, label="the other from", min_width=140, elem_id="label-second"
                 )
             each = gr.Number(2, label="pairs per prompt", precision=0, elem_id="label-each")
@@ -113,7 +114,7 @@ def _studies_form(lab: Lab, picker: gr.HTML) -> tuple[gr.Dropdown, gr.Markdown]:
     current = lab.current_study()
     with gr.Row(equal_height=True):
         options = [(row.name, row.id) for row in lab.studies()]
-        study = gr.Dropdown(options, value=current.id, label="study", scale=1, min_width=220, elem_id="label-study")
+        study = Choice(options, value=current.id, label="study", scale=1, min_width=220, elem_id="label-study")
         with gr.Column(scale=3, min_width=280):
             about = gr.Markdown(describe(lab), elem_id="label-about")
     with gr.Accordion("New study", open=False, elem_id="label-new"):

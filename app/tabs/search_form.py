@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from app import choices
+from app.components.choice import Choice
 from app.lab import Lab
 from app.tabs.events import QUIET, kept
 from lpo.config import ConfigError
@@ -38,8 +39,8 @@ def build(name: str) -> SearchForm:
     with gr.Accordion("Search with an LRM, without training", open=False, elem_id=f"{name}-search"):
         gr.Markdown(ABOUT)
         with gr.Row():
-            below = gr.Dropdown([("base", choices.BASE)], value=choices.BASE, label="policy", min_width=130)
-            scorer = gr.Dropdown([], label="LRM that chooses", min_width=130, elem_id=f"{name}-search-lrm")
+            below = Choice([("base", choices.BASE)], value=choices.BASE, label="policy", min_width=130)
+            scorer = Choice([], label="LRM that chooses", min_width=130, elem_id=f"{name}-search-lrm")
             method = gr.Dropdown(
                 METHODS, value=METHODS[0][1], label="chooses", min_width=130, elem_id=f"{name}-search-method"
             )
@@ -65,6 +66,7 @@ def add(lab: Lab, below: str, method: str, scorer: str | None, count, low, high)
     """The new policy's choice value. Raises ValueError with one sentence."""
     if not scorer:
         raise ConfigError("No LRM is chosen; choose one, or train one in the Train tab.")
+    choices.named_lrms(lab, [scorer])
     numbers = {"candidates": count, "from t": low, "up to t": high}
     for name, value in numbers.items():
         if value is None:

@@ -36,7 +36,7 @@ class Half(NamedTuple):
 
     start: Dependency  # the button's event
     told: Callable  # tells time and command line anew after another event
-    devices: gr.Dropdown
+    devices: Choice
     pickers: list  # what is chosen beside the settings
     filled: base_form.Filled
 
@@ -109,9 +109,9 @@ def _devices(lab: Lab, value: int) -> gr.Dropdown:
     return gr.Dropdown(**offered) if value <= count else gr.Dropdown(value=count, **offered)
 
 
-def _device_picker(lab: Lab, kind: str) -> gr.Dropdown:
+def _device_picker(lab: Lab, kind: str) -> Choice:
     count = jobs.devices(lab)
-    return gr.Dropdown(
+    return Choice(
         list(range(1, count + 1)), value=1, visible=count > 1, label="GPUs", scale=7, min_width=110,
         info="that train together; batches stay as large", elem_id=f"{kind}-devices",
     )  # fmt: skip

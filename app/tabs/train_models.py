@@ -5,6 +5,7 @@ from collections.abc import Callable
 import gradio as gr
 
 from app import models
+from app.components.choice import Choice
 from app.lab import Lab
 from app.tabs.events import EVERY, LAST, ONCE, QUIET, in_turn, kept
 
@@ -25,8 +26,8 @@ HELLO = (
 def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab) -> None:
     """Inside the details of a training: its checkpoints for other tools, as download links."""
     with gr.Row(equal_height=True):
-        which = gr.Dropdown([], label="checkpoint", scale=3, min_width=160, elem_id="export-which")
-        layout = gr.Dropdown([], label="format", scale=3, min_width=170, elem_id="export-format")
+        which = Choice([], label="checkpoint", scale=3, min_width=160, elem_id="export-which")
+        layout = Choice([], label="format", scale=3, min_width=170, elem_id="export-format")
         dtype = gr.Dropdown(models.DTYPES, value="float16", label="precision", scale=2, min_width=110)
     with gr.Row(equal_height=True):
         go = gr.Button(
