@@ -311,6 +311,7 @@ def test_several_parts_are_one_import(lab, store, tmp_path):
 def test_a_path_on_this_machine(lab, store, tmp_path):
     path = small_parquet(tmp_path / "big.parquet", [1, -2, 3])
     job = queue.get(store, data_exchange.start_import(lab, None, f" {path} ", None))
+    assert f"Import of {path}<" in data_exchange.progress(lab)[0]  # the page empties the box
     task = TaskInHand(store, job)
     assert worker_data.run(task)["pairs"] == 2
     assert (tmp_path / "big.parquet").exists()  # not ours to delete

@@ -29,7 +29,9 @@ SELECT = """element.addEventListener('click', (event) => {
 });"""
 STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
-td { padding: 6px 10px 6px 0; border-top: 1px solid var(--border-color-primary); vertical-align: top; }
+td { padding: 6px 10px 6px 0; border-top: 1px solid var(--border-color-primary); vertical-align: top;
+  overflow-wrap: anywhere; }
+td:first-child { min-width: 30%; }
 small, .ex-quiet { color: var(--body-text-color-subdued); }
 details { margin-top: 3px; }
 a { text-decoration: underline; }
@@ -150,7 +152,7 @@ def progress(lab: Lab) -> list:
 def _what(row: dict) -> str:
     config = row["config"]
     if row["kind"] == "import":
-        return f"Import of {escape(config['name'])}"
+        return f"Import of {escape(config.get('path') or config['name'])}"  # the whole path: its box is empty now
     if row["kind"] == "gaps":
         return f"Score gaps of {escape(config['name'])}" if config["source"] == "csv" else "Score gaps, computed here"
     return f"Export as {escape(config['format'])}"
