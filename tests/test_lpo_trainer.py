@@ -12,6 +12,7 @@ from lpo.config import Adapter, ConfigError, LPOConfig, Policy
 from lpo.export_layers import adapter_info
 from lpo.lpo_trainer import LPOTrainer
 from lpo.reward_model import LatentRewardModel
+from lpo.rng import normal
 from lpo.run_dir import Run
 from lpo.training import run_training
 
@@ -142,7 +143,7 @@ def test_saved_adapter_is_the_policy_and_stock_diffusers_reads_it(tmp_path):
     trainer = make(tmp_path, iterations=1)
     finish(trainer)
     trainer.save(tmp_path / "adapter")
-    conditioning, x = trainer.policy.encode_prompts(["the cat"]), torch.randn(1, 4, 16, 16)
+    conditioning, x = trainer.policy.encode_prompts(["the cat"]), normal((1, 4, 16, 16), "x")
     with torch.no_grad():
         expected = trainer.policy.predict(x, 501, conditioning, 1.0)
         loaded = load_policy(Policy(BASE, (Adapter(str(tmp_path / "adapter")),)), "cpu")
@@ -163,7 +164,7 @@ def test_round_two_starts_from_round_one(tmp_path):
     finish(first)
     first.save(tmp_path / "one")
     second = make(tmp_path, policy=Policy(BASE, (Adapter(str(tmp_path / "one")),)))
-    conditioning, x = first.policy.encode_prompts(["the cat"]), torch.randn(1, 4, 16, 16)
+    conditioning, x = first.policy.encode_prompts(["the cat"]), normal((1, 4, 16, 16), "x")
     with torch.no_grad():
         one = first.policy.predict(x, 501, conditioning, 1.0)
         with second.policy.reference():

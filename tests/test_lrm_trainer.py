@@ -15,6 +15,7 @@ from lpo.data import DataError, normalise_prompt, read_pairs
 from lpo.lrm_init import split_calibration
 from lpo.lrm_trainer import LRMTrainer, TrainingError
 from lpo.reward_model import LatentRewardModel
+from lpo.rng import normal
 
 TINY = Path(__file__).parent / "data" / "golden" / "tiny_sd15"
 QUICK: dict[str, Any] = {"base": str(TINY), "init": "base", "lr": 2e-3, "steps": 6, "batch_size": 4, "warmup_steps": 1,
@@ -201,7 +202,7 @@ def test_saved_lrm_scores_the_same_calibrated_and_remembers_its_prompts(folder: 
     list(one.train())
     one.save(tmp_path / "lrm")
     loaded = LatentRewardModel.from_pretrained(tmp_path / "lrm", device="cpu")
-    x, t, prompts = torch.randn(2, *one.pictures.mean.shape[1:]), torch.tensor([1, 501]), ["prompt 1", "prompt 2"]
+    x, t, prompts = normal((2, *one.pictures.mean.shape[1:]), "x"), torch.tensor([1, 501]), ["prompt 1", "prompt 2"]
     with torch.no_grad():
         expected = one.lrm.score(x, t, prompts) / one.temperature()
         assert torch.allclose(loaded.score(x, t, prompts), expected, atol=1e-4)
