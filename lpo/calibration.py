@@ -80,7 +80,7 @@ def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prom
     counts = weights * (targets != 0.5)
     correct = counts * np.where(margins == 0, 0.5, (margins > 0) == (targets > 0.5))
     loss = weights * log_loss(margins, targets, temperature)
-    p = _sigmoid(margins / temperature)
+    p = np.exp(-np.logaddexp(0.0, -margins / temperature))  # the sigmoid, without overflow
     confidence = np.maximum(p, 1 - p)
     favoured = np.where(p >= 0.5, targets, 1 - targets)
     bins = np.minimum((confidence - 0.5) / 0.5 * BINS, BINS - 1).astype(int)
@@ -116,7 +116,3 @@ def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prom
     return {"pairs": len(targets) // draws, "decided": int((counts > 0).sum()) // draws, "prompts": n,
             "accuracy": asdict(accuracy), "log_loss": asdict(ratio(per_prompt(loss), total)),
             "ece": asdict(ratio(gap, total))}
-
-
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -values))

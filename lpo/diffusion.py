@@ -65,8 +65,8 @@ def sensitivity(alpha: Tensor, alpha_prev: Tensor, eta: float) -> Tensor:
     return slope.abs() / std
 
 
-def gather(table: Tensor, t: int | Tensor, batch: int) -> Tensor:
-    """table[t] as (batch,) on the table's device; `t` one number or (batch,)."""
+def gather(table: Tensor, t: float | Tensor, batch: int) -> Tensor:
+    """table[t] as (batch,) on the table's device; `t` one whole number or (batch,) of them; -1 is the last entry."""
     index = torch.as_tensor(t, device=table.device).long().reshape(-1).expand(batch)
     return table[index]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from lpo.backbones import load_policy
 from lpo.backbones.lora import lora_layers
 from lpo.config import Adapter, ConfigError, Policy
-from lpo.export_base import describe_base
+from lpo.export_base import Base, describe_base
 from lpo.export_card import card, read_about, short
 from lpo.export_layers import adapter_info, diffusers_tensors, kohya_tensors, merge, whole_stack
 from lpo.export_metadata import header
@@ -27,6 +27,7 @@ from lpo.places import LORA_FILE, adapter_file
 from lpo.reward_model import LatentRewardModel
 from lpo.run_dir import require_writable
 
+Write = Callable[[Path], None]  # writes the weights where it is told
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 USE = {
     "diffusers": "```python\npipeline.load_lora_weights(FOLDER, weight_name={name!r})\n```\n",
@@ -113,8 +114,8 @@ def _refuse_existing(path: Path) -> None:
         raise ConfigError(f"{path} exists already, and an export overwrites nothing: choose another --out.")
 
 
-def _write_all(out: Path, files: list[Path], write, text: str) -> list[Path]:
-    """Everything under another name first, then under its own."""
+def _write_all(out: Path, files: list[Path], write: Write, text: str) -> list[Path]:
+    """Everything under another name first, then under its own. Returns the files written."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -133,7 +134,8 @@ def _write_all(out: Path, files: list[Path], write, text: str) -> list[Path]:
     return sorted(file for file in out.rglob("*") if file.is_file())
 
 
-def _lora_writer(base, stack: list[Adapter], layout: str, dtype: str, title: str):
+def _lora_writer(base: Base, stack: list[Adapter], layout: str, dtype: str, title: str) -> Write:
+    """Writes the stack as one LoRA file in `layout` diffusers or kohya."""
     layers = merge(base, stack)
     if layout == "kohya":
         tensors = kohya_tensors(layers, base, DTYPES[dtype])
@@ -144,7 +146,7 @@ def _lora_writer(base, stack: list[Adapter], layout: str, dtype: str, title: str
     return lambda file: save_file(tensors, file, told)
 
 
-def _merged_writer(policy: Policy, dtype: str):
+def _merged_writer(policy: Policy, dtype: str) -> Write:
     """Writes the policy's denoiser as a diffusers folder, its adapters folded into the weights."""
     backbone = load_policy(policy, "cpu", "float32")
     net = backbone.adapters.net

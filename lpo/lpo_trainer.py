@@ -211,7 +211,7 @@ class LPOTrainer:
         clamped = (terms.clamped_winner.float() + terms.clamped_loser.float()) / 2
         return torch.stack([weighted.detach(), terms.margin.detach(), log_ratios, clamped, drift], dim=1)
 
-    def _step_weights(self) -> dict[int, float]:
+    def _step_weights(self) -> dict[float, float]:
         """Loss weight of every branched step: 1, or for 'equal' the inverse of its gradient weight, with mean 1."""
         steps = [(t, prev_t) for t, prev_t, branched, _ in self.plan.steps if branched]
         if self.config.timestep_weighting == "none":
@@ -242,6 +242,7 @@ class LPOTrainer:
         )
 
     def result(self) -> dict:
+        """Iterations, optimiser steps, and the last iteration's metrics."""
         return {"step": self.step, "updates": self.updates, "metrics": self.last}
 
     # Stop and resume
@@ -266,6 +267,7 @@ class LPOTrainer:
         os.replace(partial, path)
 
     def load_state(self, path: Path) -> None:
+        """What `save_state` wrote; another file raises one of many errors (lpo/training.py makes a sentence of it)."""
         state = torch.load(path, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, weight in self.weights.items():

@@ -39,7 +39,7 @@ def start_lrm(config: LRMConfig, backbone: Backbone) -> LatentRewardModel:
     """
     if config.init == "base":
         lrm = from_backbone(backbone, config.projection_dim, config.seed, config.feature_layer, config.t5)
-        lrm.with_guidance(config.guidance_scale)
+        lrm.guidance_scale = config.guidance_scale
         if config.text_projection != IDENTITY:
             _init_text_projection(lrm, config)
     else:

@@ -177,6 +177,7 @@ class LRMTrainer:
                 yield metrics
 
     def _set_rate(self) -> float:
+        """Warm-up and decay, for every group. Returns the rate that the step takes where `heads_lr` changes nothing."""
         config = self.config
         factor = min(1.0, (self.step + 1) / (self.warmup + 1))
         if config.lr_decay == "cosine" and self.step >= self.warmup:
@@ -278,6 +279,7 @@ class LRMTrainer:
         part.replace(path)
 
     def load_state(self, path: str | Path) -> None:
+        """What `save_state` wrote; another file raises one of many errors (lpo/training.py makes a sentence of it)."""
         state = torch.load(path, map_location="cpu", weights_only=True)
         self._load_weights(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -292,5 +294,6 @@ class LRMTrainer:
 
 
 def _columns(margins: np.ndarray, pairs: list[Pair]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """What `describe` takes: margins (N, T) as they are, targets (N,), weights (N,), and N normalised prompts."""
     return (margins, np.array([pair.target for pair in pairs]), np.array([pair.weight for pair in pairs]),
             [normalise_prompt(pair.prompt) for pair in pairs])

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from lpo.backbones import load_policy
 from lpo.backbones.latent_space import require_same
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.export_base import describe_base
 from lpo.export_layers import merge
 from lpo.lrm_files import latent_space
-from lpo.places import unet_source
+from lpo.places import tensor_shapes, unet_source
 from lpo.reward_model import LatentRewardModel
 
 
@@ -37,18 +35,11 @@ def check_unet(unet: str, base: str) -> str:
     source, subfolder = unet_source(unet)
     if subfolder is not None:
         raise ConfigError(f"There is no folder at {unet}: only local folders can be checked.")
-    shapes: dict[str, list[int]] = {}
     files = sorted(Path(source).glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{unet} has no .safetensors weights: other files are not loaded.")
-    for file in files:
-        try:
-            with safe_open(str(file), "pt") as opened:
-                shapes |= {key: list(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{file} is not a readable .safetensors file.") from error
-    wanted = {key: list(value.shape) for key, value in described.net.state_dict().items()}
-    if shapes != wanted:
+    shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+    if shapes != {name: tuple(value.shape) for name, value in described.net.state_dict().items()}:
         raise ConfigError(f"The UNet {unet} has another architecture than {base}: name the base it was made from.")
     return f"a UNet of {sum(value.numel() for value in described.net.parameters()) / 1e6:.1f} M weights"
 

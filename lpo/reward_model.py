@@ -44,7 +44,7 @@ class LatentRewardModel(nn.Module):
         self.visual_projection = nn.Linear(trunk.width, projection_dim, bias=False)
         self.text_projection = nn.Linear(trunk.text_width, projection_dim, bias=False) if trunk.projects_text else None
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE_START))
-        self.guidance_scale = guidance_scale
+        self.guidance_scale = guidance_scale  # of the visual feature enhancement; stored with the weights
         self.temperature = 1.0
         self.fingerprint: dict | None = None  # of the latent space; None until known (official folders)
         self.meta: dict = {}
@@ -226,10 +226,6 @@ class LatentRewardModel(nn.Module):
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-    def with_guidance(self, guidance_scale: float) -> None:
-        """Change the guidance of the visual feature enhancement (a property of the trained LRM; stored with it)."""
-        self.guidance_scale = guidance_scale
 
     def describe(self) -> dict:
         """What lrm.json says besides the weights."""

@@ -24,8 +24,8 @@ class Pair:
     x_t: Tensor
     winner: Tensor
     loser: Tensor
-    t: int
-    prev_t: int
+    t: float
+    prev_t: float
     row: int
 
 
@@ -33,7 +33,6 @@ class Pair:
 class Branching:
     """One branched step of B rows: the scores (K, B), the gaps p_w - p_l (B,) and the pairs that were kept."""
 
-    t: int
     scores: Tensor
     gap: Tensor
     pairs: list[Pair]
@@ -43,7 +42,7 @@ class Branching:
 class Plan:
     """The steps of a roll-out: (t, prev_t, branched?, threshold), ending with the last branched one."""
 
-    steps: list[tuple[int, int, bool, float]]
+    steps: list[tuple[float, float, bool, float]]
 
 
 def plan(policy: Backbone, config: LPOConfig) -> Plan:
@@ -113,6 +112,6 @@ def rollout(
             for b, (winner, loser, kept) in enumerate(chosen)
             if kept
         ]
-        yield Branching(t, scores, choice.gap, pairs)
+        yield Branching(scores, choice.gap, pairs)
         onward = [int(integers(config.siblings, (1,), config.seed, "continue", iteration, row, index)) for row in rows]
         x_t = siblings[torch.tensor(onward), torch.arange(len(rows))]

@@ -52,54 +52,46 @@ def _pictures(
     config: SampleConfig, policy: Backbone, prompts: list[str]
 ) -> Iterator[tuple[int, int, Image.Image, list[float]]]:
     """(prompt index, seed, picture, the candidates' scores, none without best-of-n)."""
-    search = config.policy.search
     settings = (
         prompts, config.seeds, config.steps, config.guidance_scale, config.eta,
         config.height, config.width, config.negative_prompt, config.batch_size,
     )  # fmt: skip
-    if search is None:
-        for index, seed, picture in sample(policy, *settings):
-            yield index, seed, picture, []
+    lrm = _choosing_lrm(config, policy)
+    if lrm is not None:
+        yield from sample_searched(policy, lrm, config.policy.search, *settings)
         return
+    for index, seed, picture in sample(policy, *settings):
+        yield index, seed, picture, []
+
+
+def _choosing_lrm(config: SampleConfig | TraceConfig, policy: Backbone) -> LatentRewardModel | None:
+    """The LRM of the policy's search, ready; None without a search."""
+    if config.policy.search is None:
+        return None
     lrm = load_lrm(config.policy, policy, config.device, config.dtype, config.allow_latent_mismatch)
     lrm.tune(config)
-    yield from sample_searched(policy, lrm, search, *settings)
+    return lrm
 
 
 def run_trace(config: TraceConfig, run: Run) -> int:
     """traces/seed<s>.safetensors, the finished pictures, and scores.json: scores of every LRM at every timestep."""
-    prompt = config.text()
+    prompt, search = config.text(), config.policy.search
     policy = load_policy(config.policy, config.device, config.dtype, config.allow_latent_mismatch)
     policy.tune(config)
-    search, chooser = config.policy.search, None
-    if search is not None:
-        chooser = load_lrm(config.policy, policy, config.device, config.dtype, config.allow_latent_mismatch)
-        chooser.tune(config)
-    lrms = {}
+    chooser, lrms = _choosing_lrm(config, policy), {}
     for name in config.lrm:
-        lrm = LatentRewardModel.from_pretrained(name, config.policy.base, config.device, config.dtype)
-        require_fit(lrm, config.policy, policy, config.allow_latent_mismatch)
-        lrm.tune(config)
-        lrms[name] = lrm
+        lrms[name] = LatentRewardModel.from_pretrained(name, config.policy.base, config.device, config.dtype)
+        require_fit(lrms[name], config.policy, policy, config.allow_latent_mismatch)
+        lrms[name].tune(config)
     limits = step_thresholds(
         policy, config.steps, config.eta, config.threshold, config.threshold_min, config.threshold_max,
         policy.latent_shape(config.height, config.width),
     )  # fmt: skip
-    items, siblings = [], {name: [] for name in lrms}
-    steps = trace(
-        policy, prompt, config.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
-        config.height, config.width, config.negative_prompt, search, chooser,
-    )  # fmt: skip
-    for item in steps:
-        scores = {name: score_step(lrm, item, prompt) for name, lrm in lrms.items()}
-        for name, lrm in lrms.items():
-            siblings[name].append(score_siblings(lrm, item, prompt, limits[item["step"]], config.score_timestep))
-        items.append({**item, "siblings": None})
-        run.record({"step": item["step"] + 1, "total": config.steps, "t": item["t"], "scores": scores})
-        if run.stop_requested:
-            run.log("stopped; traces are not resumed, start again")
-            return STOPPED
-    everyone = None
+    followed = _follow(config, run, policy, chooser, lrms, limits)
+    if followed is None:
+        run.log("stopped; traces are not resumed, start again")
+        return STOPPED
+    (items, siblings), everyone = followed, None
     if search is not None and search.method == "best-of-n":
         _, chosen = best(chooser, items[-1]["next"], [prompt] * len(config.seeds))
         everyone, items = items, take(items, chosen)
@@ -127,3 +119,29 @@ def run_trace(config: TraceConfig, run: Run) -> int:
     run.finish({"scores": "scores.json", "traces": [f"traces/seed{s.seed}.safetensors" for s in traces]})
     run.log(f"{len(traces)} trajectories in {run.path / 'traces'}; each took {spent.in_words()}")
     return 0
+
+
+def _follow(
+    config: TraceConfig,
+    run: Run,
+    policy: Backbone,
+    chooser: LatentRewardModel | None,
+    lrms: dict[str, LatentRewardModel],
+    limits: list[float],
+) -> tuple[list[dict], dict[str, list]] | None:
+    """The steps as `trace` yields them, but without their siblings, and {LRM: what LPO would make of these at each}.
+    Scores go into metrics.jsonl as they come. None if a stop is asked for."""
+    items, siblings = [], {name: [] for name in lrms}
+    steps = trace(
+        policy, config.prompt, config.seeds, config.steps, config.guidance_scale, config.eta, config.siblings,
+        config.height, config.width, config.negative_prompt, config.policy.search, chooser,
+    )  # fmt: skip
+    for item in steps:
+        scores = {name: score_step(lrm, item, config.prompt) for name, lrm in lrms.items()}
+        for name, lrm in lrms.items():
+            siblings[name].append(score_siblings(lrm, item, config.prompt, limits[item["step"]], config.score_timestep))
+        items.append({**item, "siblings": None})
+        run.record({"step": item["step"] + 1, "total": config.steps, "t": item["t"], "scores": scores})
+        if run.stop_requested:
+            return None
+    return items, siblings

@@ -9,12 +9,12 @@ from lpo.options import opt
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def steps(default: int = 20) -> Any:
-    return opt(default, "denoising steps of the sampler", min=1, max=1000, main=True)
+def steps() -> Any:
+    return opt(20, "denoising steps of the sampler", min=1, max=1000, main=True)
 
 
-def guidance(default: float = 5.0) -> Any:
-    return opt(default, "classifier-free guidance scale of the policy; 1 is off", min=0.0, max=50.0, main=True)
+def guidance() -> Any:
+    return opt(5.0, "classifier-free guidance scale of the policy; 1 is off", min=0.0, max=50.0, main=True)
 
 
 def eta(default: float) -> Any:

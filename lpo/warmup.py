@@ -69,7 +69,7 @@ def read(
     down, mid = early_features(lrm.unet, torch.cat([pictures.repeat_interleave(2, dim=0), pictures]),
                                torch.cat([t.repeat_interleave(2), t]), torch.cat([text.states, empty]))
     alone = mid[4 * n:].repeat_interleave(2, dim=0)
-    return Features([level[:4 * n] for level in down], mid[:4 * n], [], alone), text.pooled
+    return Features([level[:4 * n] for level in down], mid[:4 * n], alone), text.pooled
 
 
 def scores(lrm: LatentRewardModel, pictures: torch.Tensor, t: torch.Tensor, captions: Captions) -> torch.Tensor:
@@ -94,8 +94,7 @@ def fit_heads(lrm: LatentRewardModel, backbone: Backbone, pools: Sequence[Pool],
             part = Pool(one.latents[start:start + 24], one.captions[start:start + 24])
             t = rng.integers(FIRST_T_MAX, (len(part),), seed, "warmup-fit", kind, start)
             features, pooled = read(lrm, noised(backbone, part, t, seed, "warmup-fit", kind, start), t, part.captions)
-            mid = features.unconditional_mid + lrm.guidance_scale * (features.mid - features.unconditional_mid)
-            rows.append(torch.cat([*features.down, mid], dim=1).cpu())
+            rows.append(lrm.guided(features).cpu())
             texts.append(lrm.text_features(pooled).cpu())
     raw, text = torch.cat(rows).double(), torch.cat(texts).double()
     text = text - text.mean(dim=0)  # what all captions share cannot tell them apart

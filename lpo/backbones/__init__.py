@@ -56,12 +56,11 @@ class Conditioning:
 class Features:
     """Spatially averaged features of the early part of a network, the two guidance branches apart.
 
-    down, unconditional_down: one (B, C_i) tensor per level; mid, unconditional_mid: (B, C_mid).
+    down: one (B, C_i) tensor per level, of the text branch; mid, unconditional_mid: (B, C_mid).
     """
 
     down: list[Tensor]
     mid: Tensor
-    unconditional_down: list[Tensor]
     unconditional_mid: Tensor
 
 

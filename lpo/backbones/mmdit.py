@@ -59,4 +59,4 @@ def guided_features(
     states = torch.cat([conditioning.text, conditioning.unconditional]).to(dtype)
     pooled = torch.cat([conditioning.pooled, conditioning.pooled_unconditional]).to(dtype)
     mid = pooled_tokens(transformer, torch.cat([x_t, x_t]).to(dtype), torch.cat([t, t]), states, pooled, layer).float()
-    return Features([], mid[:batch], [], mid[batch:])
+    return Features([], mid[:batch], mid[batch:])

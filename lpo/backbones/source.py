@@ -86,8 +86,8 @@ def load_parts(kinds: dict[str, type], pipeline: str, source: str, base: str, dt
             return {name: load_part(kind, source, name, dtype) for name, kind in kinds.items()}
         config = config_folder(source)
         # The scheduler and the tokenizers are in the configuration; the text encoders need the pipeline's own loader.
-        own = {name: load_part(kind, source, name) for name, kind in kinds.items() if not _has_weights(kind)}
-        own |= _unwanted(config)
+        small = {name: kind for name, kind in kinds.items() if not issubclass(kind, torch.nn.Module)}
+        own = {name: load_part(kind, source, name) for name, kind in small.items()} | _unwanted(config)
         whole = getattr(diffusers, pipeline).from_single_file(source, config=config, torch_dtype=dtype, **own)
         return {name: getattr(whole, name) for name in kinds}
     except ConfigError:
@@ -102,10 +102,6 @@ def plain_config(part: ModelMixin | PreTrainedModel) -> dict:
     machine."""
     config = part.config.to_dict() if isinstance(part, PreTrainedModel) else part.config
     return {name: value for name, value in config.items() if name != "_name_or_path"}
-
-
-def _has_weights(kind: type) -> bool:
-    return issubclass(kind, torch.nn.Module)
 
 
 def _unwanted(config: str) -> dict[str, None]:

@@ -65,6 +65,5 @@ def guided_features(
         pooled = torch.cat([conditioning.pooled, conditioning.pooled_unconditional]).to(unet.dtype)
         added = {"text_embeds": pooled, "time_ids": time_ids.to(pooled).expand(2 * batch, -1)}
     levels, mid = early_features(unet, torch.cat([x_t, x_t]).to(unet.dtype), torch.cat([t, t]), states, added)
-    down = [level.float() for level in levels]
     mid = mid.float()
-    return Features([d[:batch] for d in down], mid[:batch], [d[batch:] for d in down], mid[batch:])
+    return Features([level[:batch].float() for level in levels], mid[:batch], mid[batch:])
