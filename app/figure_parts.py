@@ -104,10 +104,19 @@ def curve_line(index: int, curve: dict, thin: bool) -> dict:
         "y": [s["score"] for s in steps],
         "customdata": [[index, s["step"]] for s in steps],
         "hoverinfo": "none",
-        "opacity": 0.55 if thin else 1,
-        "line": {"color": curve["color"], "width": 1.3 if thin else 2.2, "dash": curve["dash"]},
+        "line": {
+            "color": _pale(curve["color"], 0.55) if thin else curve["color"],
+            "width": 1.3 if thin else 2.2,
+            "dash": curve["dash"],
+        },
         "marker": {"size": 5},
     }
+
+
+def _pale(color: str, share: float) -> str:
+    """A colour that lets through what is below. (Of a trace's `opacity` browsers darken all of its box a little.)"""
+    red, green, blue = bytes.fromhex(color[1:])
+    return f"rgba({red},{green},{blue},{share:g})"
 
 
 def sibling_lines(curve: dict) -> list[dict]:
@@ -124,8 +133,7 @@ def sibling_lines(curve: dict) -> list[dict]:
         "y": [s["high"] for s in steps] + [s["low"] for s in steps][::-1],
         "fill": "toself",
         "line": {"width": 0},
-        "fillcolor": curve["color"],
-        "opacity": 0.16,
+        "fillcolor": _pale(curve["color"], 0.16),
         "hoverinfo": "skip",
     }
     needed, kept = _bars("soft", 1, "dot"), _bars(curve["color"], 2.5, "solid")

@@ -6,7 +6,7 @@ from storage import Storage, filters, mpcf
 
 START = (
     '<p class="fi-quiet">A filter needs score gaps: how much better other judges find the chosen picture. Join the CSV '
-    "of the data set, or let local models compute them.</p>"
+    "of the data set, or let local models compute them: both under “Get score gaps”.</p>"
 )
 GATE_HEAD = '<div class="fi-head"><span>score</span><span>chosen − other, above</span><span>tie, below</span></div>'
 STYLE = """

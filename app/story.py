@@ -33,7 +33,8 @@ def picture_html(story: dict) -> str:
 
 def pair_html(story: dict) -> str:
     """A pair: both pictures with their provenance, then every answer ever given, taken back or not."""
-    splits = ", ".join(f"{split} in {name}" for name, split in story["splits"]) or "in no study"
+    words = {"train": "trains", "heldout": "held out"}
+    splits = ", ".join(f"{words[split]} in {name}" for name, split in story["splits"]) or "in no study"
     sides = "".join(
         f"<figure>{_image(story[side])}<figcaption><b>{side}</b>{_facts(story[side])}</figcaption></figure>"
         for side in ("first", "second")

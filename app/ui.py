@@ -15,7 +15,7 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
-)
+).set(checkbox_border_color_dark="*neutral_400")  # Gradio's is the colour of what is around it
 CSS = """
 .gradio-container {
   width: 100% !important; max-width: 1440px !important; margin: 0 auto !important; padding: 0 !important;
@@ -28,7 +28,9 @@ footer { display: none !important; }
 .dense .tabitem { padding: 0 !important; }
 .dense .tab-wrapper { margin-bottom: 8px !important; }
 .dense .html-container { padding: 0 !important; }
-.beside-button { align-self: center; }
+.beside-button, .row > button { align-self: center; }
+/* the figures' blue is meant for paper: as a name on dark it needs more light */
+.dark .rp-card b, .dark .rp .annotation-text { filter: brightness(1.5); }
 /* Gradio lets a long choice run under the caret of its dropdown */
 .wrap-inner:not(:has(.token)) input[role=combobox] { padding-inline-end: 16px; text-overflow: ellipsis; }
 .wrap-inner:not(:has(.token)) { padding-inline: 8px 0 !important; }
@@ -38,7 +40,6 @@ footer { display: none !important; }
 /* On a phone all five tabs fit, and both forms of Train: nobody looks for them behind "…". */
 @media (max-width: 480px) {
   .tab-container button { padding-inline: 7px !important; }
-  .row > button { align-self: center; }
   .row > .beside-button { flex: 1 1 100%; }
   .row > .column { flex-grow: 1 !important; }  /* one column: what is narrow beside another has the width to itself */
 }

@@ -79,6 +79,17 @@ def test_the_margin_is_as_wide_as_the_labels_in_it():
     assert 30 < margins[0] < 60 < margins[1] < margins[2] < 160  # long names are cut
 
 
+def test_thin_lines_and_bands_are_pale_without_opacity():
+    """A trace of its own opacity darkens the whole box that it lies in, as one sees on a dark page."""
+    curves_ = [curve(policy, low=0.5, high=3.5) for policy in ("base", "LPO 1")]
+    lines = figures.rewards(curves_, siblings=True)["figure"]["data"]
+    assert not any("opacity" in line for line in lines)
+    assert [line["fillcolor"] for line in lines if "fillcolor" in line] == [
+        "rgba(0,114,178,0.16)",
+        "rgba(213,94,0,0.16)",
+    ]
+
+
 def test_the_mean_waits_until_all_seeds_have_come_that_far():
     curves_ = [curve(seed=0), curve(seed=1, scores=(3.0, 4.0)), curve("LPO 1"), curve("LPO 1", 1)]
     means = [d for d in figures.rewards(curves_)["figure"]["data"] if d["line"]["width"] > 3]

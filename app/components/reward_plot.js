@@ -185,7 +185,7 @@ function showSide() {
   const total = Math.max(...cards.map((c) => c.total));
   side.append(text('div', pointed ? place(sample, total) : step < total ? `Sampling: step ${step + 1} of ${total}` : 'The pictures', 'rp-head'));
   side.append(text('div', pointed ? 'What the model predicts here. Click to enlarge.'
-    : 'Point at the plot: what the model predicted at that step.', 'rp-sub'));
+    : 'Point at the plot, or tap it: what the model predicted at that step.', 'rp-sub'));
   // Two policies: a row per seed, so that the two samples that started from the same noise stand side by side.
   const seeds = [...new Set(cards.map((c) => c.seed))];
   const paired = new Set(cards.map((c) => c.policy)).size === 2;

@@ -27,7 +27,10 @@ MOST_TRAJECTORIES = 24
 MOST_CANDIDATES = 128  # of one policy's search, over all seeds
 ENDED = ("done", "failed", "stopped", "cancelled")
 PLOT_HEIGHT = 500
-HELLO = "Press **Trace** to see how the reward of these pictures grows while they are made."
+HELLO = (
+    "Press **Trace** to see how the reward of these pictures grows while they are made: an LRM scores every step from "
+    "noise to picture."
+)
 FALLBACK_PROMPT = "a red circle on a meadow"
 SIBLINGS = 4  # of every step, so that they can be shown without tracing again
 OTHER_BASE = (
@@ -50,8 +53,9 @@ def build(lab: Lab) -> None:
             go = gr.Button("Trace", variant="primary", elem_id="curves-trace")
             siblings = gr.Checkbox(
                 False, label="Show siblings", elem_id="curves-siblings",
-                info="how far the scores of a step's siblings lie apart; solid: LPO would keep the pair, dotted: what "
-                "it lacks for that. Of many curves only those of the one pointed at",
+                info="how far the scores of the candidates lie apart that LPO draws at every step. Solid: it would "
+                "keep best and worst as a pair; dotted: what they lack for that. With more than three curves, those of "
+                "the one pointed at",
             )  # fmt: skip
         with gr.Column(scale=1):
             status = gr.Markdown(HELLO, elem_id="curves-status")

@@ -180,7 +180,7 @@ def _label_tiles(lab: Lab, study_id: int) -> list[tuple[str, str, str]]:
     return [
         (f"{count['labels']:,}", "labels", f"{neither}; {simulated:,} simulated"),
         (f"{count['train']:,} + {count['heldout']:,}", "usable pairs", "to train + to test on"),
-        (_percent(own), "agreement with oneself", f"{own['n']} pairs that came twice"),
+        (_percent(own), "agreement with oneself", f"{own['n']} pair{'s' * (own['n'] != 1)} that came twice"),
         (_percent(between), "agreement between annotators", f"{couples}{alpha}"),
     ]
 
