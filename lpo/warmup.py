@@ -11,7 +11,6 @@ clock, so it always decays however busy the machine is. OUT/lrm is the result, O
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from lpo.calibration import fit_temperature
 from lpo.config import Policy
 from lpo.data import prompt_hash
 from lpo.reward_model import LatentRewardModel
+from lpo.scenes.progress import Log
 from lpo.warmup_pictures import KINDS, ORDERED, Pool, pool
 
 CHUNKS = {"other": 40, "rendered": 120, "warped": 64, "spoilt": 24, "edited": 12, "generated": 48, "weak": 16}  # of 48
@@ -162,35 +162,11 @@ def unseen_margins(lrm: LatentRewardModel, backbone: Backbone, kind: str, one: P
     return torch.stack(rows)
 
 
-def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequence[str] = KINDS, init: str = "base",
-            chunks: dict[str, int] = CHUNKS) -> Path:
-    """Makes the pools, trains for `minutes` of wall time in all, and returns the folder of the finished LRM.
-
-    `init` is 'base' (the model's own blocks) or the LRM folder of an earlier warm-up on the same latents.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    backbone = load_policy(Policy(base=model))
-
-    def log(stage: str, **values: object) -> None:
-        line = json.dumps({"at": time.strftime("%H:%M:%S", time.gmtime()), "stage": stage, **values})
-        print(line, flush=True)
-        with (out / "log.jsonl").open("a") as file:
-            file.write(line + "\n")
-
-    began = time.monotonic()
-    pools = {kind: pool(backbone, out / "pool", kind, seed, chunks[kind]) for kind in kinds}
-    unseen = {kind: pool(backbone, out / "pool", kind, seed + UNSEEN_SEED, 2) for kind in kinds}
-    log("pools", seconds=round(time.monotonic() - began, 1), pairs={kind: len(one) for kind, one in pools.items()})
-
-    if init == "base":
-        lrm, known = LatentRewardModel.from_base(model, seed=seed), []
-        if not (out / "state.pt").exists():
-            contrasts = [pools[kind] for kind in kinds if kind not in ORDERED]
-            log("heads", told_apart=round(fit_heads(lrm, backbone, contrasts, FIT_PAIRS, seed), 3))
-    else:
-        lrm = LatentRewardModel.from_pretrained(init, model)
-        require_same(lrm.fingerprint, backbone.fingerprint(), init, model, False)
-        lrm.temperature, known = 1.0, lrm.meta["training_prompts"]
+def train(
+    lrm: LatentRewardModel, backbone: Backbone, pools: dict[str, Pool], state: Path, minutes: float, seed: int, log: Log
+) -> int:
+    """Trains all weights until `minutes` have been spent, on from `state` if there is one. Leaves the LRM with the
+    moving average of its weights and returns the steps taken."""
     lrm.set_trainable("full")
     lrm.unet.to(memory_format=torch.channels_last)  # a third less time a step on CPU
     weights = lrm.trainable_parameters()
@@ -199,7 +175,7 @@ def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequenc
               for part, peak in LEARNING_RATES.items()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
     average = {name: weight.detach().clone() for name, weight in weights.items()}
-    step, spent, state = 0, 0.0, out / "state.pt"
+    step, spent = 0, 0.0
     if state.exists():
         stored = torch.load(state, weights_only=True)
         lrm.load_state_dict(stored["weights"], strict=False)
@@ -214,7 +190,7 @@ def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequenc
             group["lr"] = group["peak"] * factor
         t_max = int(FIRST_T_MAX + (1000 - FIRST_T_MAX) * max(0.0, (done - HOLD_T) / (1 - HOLD_T)))
         parts = {}
-        for kind in kinds:
+        for kind in pools:
             count = (EASY if done < EASY_SHARE else HARD)[kind]
             picks = rng.integers(len(pools[kind]), (count,), seed, "warmup-pick", kind, step)
             parts[kind] = Pool(pools[kind].latents[picks], [pools[kind].captions[k] for k in picks.tolist()])
@@ -238,9 +214,36 @@ def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequenc
                       "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
             torch.save(stored, state.with_suffix(".part"))
             state.with_suffix(".part").replace(state)
-
     lrm.load_state_dict(average, strict=False)
     lrm.forget_texts()
+    return step
+
+
+def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequence[str] = KINDS, init: str = "base",
+            chunks: dict[str, int] = CHUNKS) -> Path:
+    """Makes the pools, trains for `minutes` of wall time in all, and returns the folder of the finished LRM.
+
+    `init` is 'base' (the model's own blocks) or the LRM folder of an earlier warm-up on the same latents.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / "state.pt"
+    backbone = load_policy(Policy(base=model))
+    log = Log(out / "log.jsonl")
+    began = time.monotonic()
+    pools = {kind: pool(backbone, out / "pool", kind, seed, chunks[kind]) for kind in kinds}
+    unseen = {kind: pool(backbone, out / "pool", kind, seed + UNSEEN_SEED, 2) for kind in kinds}
+    log("pools", seconds=round(time.monotonic() - began, 1), pairs={kind: len(one) for kind, one in pools.items()})
+
+    if init == "base":
+        lrm, known = LatentRewardModel.from_base(model, seed=seed), []
+        if not state.exists():
+            contrasts = [pools[kind] for kind in kinds if kind not in ORDERED]
+            log("heads", told_apart=round(fit_heads(lrm, backbone, contrasts, FIT_PAIRS, seed), 3))
+    else:
+        lrm = LatentRewardModel.from_pretrained(init, model)
+        require_same(lrm.fingerprint, backbone.fingerprint(), init, model, False)
+        lrm.temperature, known = 1.0, lrm.meta["training_prompts"]
+    step = train(lrm, backbone, pools, state, minutes, seed, log)
     margin = {kind: unseen_margins(lrm, backbone, kind, one) for kind, one in unseen.items()}
     accuracy = {kind: {str(t): round((row > 0).double().mean().item(), 3)
                        for t, row in zip(TIMESTEPS, one, strict=True)} for kind, one in margin.items()}
