@@ -92,27 +92,29 @@ def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prom
     total = per_prompt(weights)
     rng = np.random.default_rng(seed)
     picks = rng.multinomial(n, np.full(n, 1 / n), size=resamples) if n else np.zeros((0, 0))
-    tails = ((1 - level) / 2 * 100, (1 + level) / 2 * 100)
-
-    def ratio(top: np.ndarray, bottom: np.ndarray) -> Estimate:
-        if bottom.sum() <= 0:
-            return Estimate(None, None, None)
-        below = picks @ bottom
-        above = picks @ top
-        above = np.abs(above).sum(-1) if above.ndim == 2 else above
-        whole = np.abs(top.sum(0)).sum() if top.ndim == 2 else top.sum()
-        value = float(whole / bottom.sum())
-        if not (below > 0).any():  # no interval was asked for, or every resample drew nothing but ties
-            return Estimate(value, None, None)
-        low, high = np.percentile(above[below > 0] / below[below > 0], tails)
-        return Estimate(value, float(low), float(high))
-
-    accuracy = ratio(per_prompt(correct), per_prompt(counts))
+    accuracy = _ratio(per_prompt(correct), per_prompt(counts), picks, level)
     if accuracy.value in (0.0, 1.0):
         decided = int((per_prompt(counts) > 0).sum())
         z2 = 1.96 ** 2
         edge = z2 / (decided + z2)
         accuracy = Estimate(accuracy.value, 0.0, edge) if accuracy.value == 0 else Estimate(1.0, 1 - edge, 1.0)
     return {"pairs": len(targets) // draws, "decided": int((counts > 0).sum()) // draws, "prompts": n,
-            "accuracy": asdict(accuracy), "log_loss": asdict(ratio(per_prompt(loss), total)),
-            "ece": asdict(ratio(gap, total))}
+            "accuracy": asdict(accuracy), "log_loss": asdict(_ratio(per_prompt(loss), total, picks, level)),
+            "ece": asdict(_ratio(gap, total, picks, level))}
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray, picks: np.ndarray, level: float) -> Estimate:
+    """sum(top) / sum(bottom) with its interval. top (n,) or (n, BINS), whose columns' sums count by their size; bottom
+    (n,); picks (resamples, n): how often each of n prompts was drawn."""
+    if bottom.sum() <= 0:
+        return Estimate(None, None, None)
+    below = picks @ bottom
+    above = picks @ top
+    above = np.abs(above).sum(-1) if above.ndim == 2 else above
+    whole = np.abs(top.sum(0)).sum() if top.ndim == 2 else top.sum()
+    value = float(whole / bottom.sum())
+    if not (below > 0).any():  # no interval was asked for, or every resample drew nothing but ties
+        return Estimate(value, None, None)
+    tails = ((1 - level) / 2 * 100, (1 + level) / 2 * 100)
+    low, high = np.percentile(above[below > 0] / below[below > 0], tails)
+    return Estimate(value, float(low), float(high))

@@ -5,10 +5,11 @@ overwritten, and a kill leaves nothing half-written under its final name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -72,21 +73,16 @@ def export_adapter(
 
 def export_lrm(lrm: str, base: str, out: str | Path) -> list[Path]:
     """Write an LRM in the official layout, its up blocks copied from `base`. Raises ConfigError with one sentence."""
-    out = Path(out)
+    out = Path(out).expanduser()
     _refuse_existing(out)
     require_writable(out, folder=True)
     model = LatentRewardModel.from_pretrained(lrm, base or None, "cpu", "float32")
     base = base or model.meta.get("base", "")
     if not base:
         raise ConfigError(f"{lrm} does not say what it was trained on: name its base model (--base).")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with _under_another_name(out) as partial:
         export_official(model, partial, base)
         os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sorted(file for file in out.rglob("*") if file.is_file())
 
 
@@ -114,12 +110,21 @@ def _refuse_existing(path: Path) -> None:
         raise ConfigError(f"{path} exists already, and an export overwrites nothing: choose another --out.")
 
 
-def _write_all(out: Path, files: list[Path], write: Write, text: str) -> list[Path]:
-    """Everything under another name first, then under its own. Returns the files written."""
+@contextlib.contextmanager
+def _under_another_name(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, gone at the end: what is whole by then has been moved to its place."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_all(out: Path, files: list[Path], write: Write, text: str) -> list[Path]:
+    """The weights and the card. Returns the files written."""
+    with _under_another_name(out) as partial:
         write(partial / files[0].name)
         (partial / files[-1].name).write_text(text, encoding="utf-8")
         if files[0] == out:
@@ -129,8 +134,6 @@ def _write_all(out: Path, files: list[Path], write: Write, text: str) -> list[Pa
         if out.is_dir():
             out.rmdir()  # empty, as was checked
         os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sorted(file for file in out.rglob("*") if file.is_file())
 
 
