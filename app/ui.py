@@ -29,6 +29,7 @@ footer { display: none !important; }
 .dense .tab-wrapper { margin-bottom: 8px !important; }
 .dense .html-container { padding: 0 !important; }
 .beside-button, .row > button { align-self: center; }
+#train-log textarea { font: 12px/1.45 var(--font-mono); }
 /* the figures' blue is meant for paper: as a name on dark it needs more light */
 .dark .rp-card b, .dark .rp .annotation-text { filter: brightness(1.5); }
 /* Gradio lets a long choice run under the caret of its dropdown */

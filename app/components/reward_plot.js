@@ -27,13 +27,21 @@ const ink = (alpha) => {
   return `rgba(${r},${g},${b},${alpha})`;
 };
 
+// What lies behind the plot: the page, or a fold of another colour.
+function behind() {
+  for (let node = root; node; node = node.parentElement) {
+    const color = getComputedStyle(node).backgroundColor;
+    if (!/^(transparent|rgba\(.*, 0\))$/.test(color)) return color;
+  }
+  return '#fff';
+}
+
 function themed(layout) {
   const soft = ink(0.65);
   const grid = ink(0.14);
   const out = structuredClone(layout);
-  // the page's own colour, not transparent: Plotly gives the line under the pointer a rim of the background's colour
-  const page = getComputedStyle(root).getPropertyValue('--body-background-fill').trim() || '#fff';
-  out.paper_bgcolor = out.plot_bgcolor = page;
+  // not transparent: Plotly gives the line under the pointer a rim of the background's colour
+  out.paper_bgcolor = out.plot_bgcolor = behind();
   out.font = { family: 'system-ui, sans-serif', size: 12, color: ink(1) };
   out.height = props.plot_height;
   for (const key of Object.keys(out).filter((k) => /^[xy]axis\d*$/.test(k))) {
