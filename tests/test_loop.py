@@ -55,7 +55,7 @@ def vote(page: Page, server, picker: str, key: str) -> None:
 def start(page: Page, kind: str) -> None:
     """Presses the button of a training."""
     page.click(f"#{kind}-start")
-    expect(page.locator(f"#{kind}-told")).to_contain_text("in the queue", timeout=60_000)
+    expect(page.locator(f"#{kind}-told")).to_contain_text("in the queue")
 
 
 def ended_well(page: Page, server, kind: str, words: str) -> None:
