@@ -152,7 +152,7 @@ def test_sigterm_saves_and_resume_gives_the_same_adapter(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps(["the cat", "and then", "on the hill"]))
     command = [sys.executable, "-m", "lpo", "train-lpo"]
     settings = ["--base", BASE, "--lrm", LRM, "--prompts", str(tmp_path / "p.json"), "--device", "cpu",
-                "--iterations", "3", "--steps", "5", "--prompts_per_iteration", "2", "--train_batch_size", "4",
+                "--iterations", "4", "--steps", "5", "--prompts_per_iteration", "2", "--train_batch_size", "4",
                 "--threshold_min", "0", "--threshold_max", "0", "--save_every", "100"]  # fmt: skip
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["train-lpo", *settings, "--run-dir", str(whole)]) == 0
