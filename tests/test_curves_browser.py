@@ -180,6 +180,27 @@ def write(lab, job_id, rows):
     return folder
 
 
+def test_the_first_training_is_drawn_as_any_other(page_of, tmp_path):
+    """Its plot lies in a column that was hidden when the page came: there Gradio forgets what a component was given
+    beside its value."""
+    page, errors = page_of(lambda lab: None, "train")
+    expect(page.locator("#train-head")).to_contain_text("Nothing has been trained yet")
+    store = storage.open(tmp_path / "lab")
+    make_runs(Lab(store, Settings(data_dir=store.data_dir, workers=False)))
+    store.close()
+    page.click("#tab-label-button")
+    page.click("#tab-train-button")
+    page.wait_for_selector("#train-plot .main-svg")
+    bottom = "e => e.getBoundingClientRect().bottom"
+    drawn = max(svg.evaluate(bottom) for svg in page.locator("#train-plot .main-svg").all())
+    assert page.locator("#train-plot .rp-export").evaluate("e => e.getBoundingClientRect().top") >= drawn
+    expect(page.locator("#train-plot .rp-plot")).to_have_css("min-height", "370px")
+    with page.expect_download() as download:
+        page.click("#train-plot [data-export=csv]")
+    assert download.value.suggested_filename == "training.csv"
+    assert not errors
+
+
 def test_trainings_are_shown_resumed_started_and_deleted(page_of, tmp_path):
     def with_store(act):
         store = storage.open(tmp_path / "lab")

@@ -25,12 +25,12 @@ function printed() {
   (layout.shapes || []).forEach((s) => paint(s.line));
   data.forEach((d) => { paint(d.line); paint(d.marker); d.visible = visible(d); });
   Object.assign(layout, { paper_bgcolor: '#fff', plot_bgcolor: '#fff', font: { family: 'sans-serif', size: 12, color: '#222' } });
-  layout.height = props.plot_height;
+  layout.height = height;
   return { data, layout };
 }
 
 async function exported(kind) {
-  const stem = props.file_name;
+  const stem = root.dataset.name;
   const { data, layout } = printed();
   if (kind === 'csv') save(`${stem}.csv`, 'text/csv', csv());
   else if (kind === 'html') {
@@ -41,7 +41,7 @@ async function exported(kind) {
       + `<script>${library}</` + `script><script>const f=${json};Plotly.newPlot("plot",f.data,f.layout,{responsive:true})</` + 'script>');
   } else {
     const width = Math.max(720, plot.clientWidth);
-    await Plotly.downloadImage({ data, layout }, { format: kind, width, height: props.plot_height, scale: kind === 'png' ? 2 : 1, filename: stem });
+    await Plotly.downloadImage({ data, layout }, { format: kind, width, height, scale: kind === 'png' ? 2 : 1, filename: stem });
   }
 }
 root.querySelectorAll('[data-export]').forEach((b) => { b.onclick = () => exported(b.dataset.export); });

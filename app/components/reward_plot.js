@@ -5,7 +5,8 @@ const plot = root.querySelector('.rp-plot');
 const side = root.querySelector('.rp-side');
 const note = root.querySelector('.rp-note');
 const zoom = root.querySelector('.rp-zoom');
-const fetchPictures = props.thumbnails_function ? server[props.thumbnails_function] : null;
+const fetchPictures = root.dataset.thumbnails ? server[root.dataset.thumbnails] : null;
+const height = Number(root.dataset.height);
 const pictures = new Map();   // "trace/step" -> data URI, small; "trace/step/full" -> data URI, full size
 const asked = new Set();
 let pointed = null;           // {step, curve}: what the pointer or the arrow keys chose; null = the last step
@@ -43,7 +44,7 @@ function themed(layout) {
   // not transparent: Plotly gives the line under the pointer a rim of the background's colour
   out.paper_bgcolor = out.plot_bgcolor = behind();
   out.font = { family: 'system-ui, sans-serif', size: 12, color: ink(1) };
-  out.height = props.plot_height;
+  out.height = height;
   for (const key of Object.keys(out).filter((k) => /^[xy]axis\d*$/.test(k))) {
     Object.assign(out[key], { gridcolor: grid, linecolor: grid, zerolinecolor: grid, tickcolor: grid });
     if (out[key].showspikes) out[key].spikecolor = soft;
@@ -84,7 +85,7 @@ function draw() {
   note.textContent = view().note || '';
   root.querySelector('.rp-export').style.visibility = figure.data.length ? 'visible' : 'hidden';
   plot.style.display = figure.data.length ? '' : 'none';
-  plot.style.minHeight = `${props.plot_height}px`;  // while Plotly measures anew, what is below stays where it is
+  plot.style.minHeight = `${height}px`;  // while Plotly measures anew, what is below stays where it is
   root.classList.toggle('rp-many-plots', 'xaxis3' in figure.layout);
   narrow = isNarrow();
   if (!figure.data.length) { showSide(); return; }

@@ -16,8 +16,11 @@ import plotly
 FOLDER = Path(__file__).parent
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
+# What never changes stands in the template: of a component that was hidden when the page came, Gradio keeps the value
+# and forgets further properties.
 TEMPLATE = """
-<div class="rp" tabindex="0" aria-label="Plot; left and right arrow keys move from step to step">
+<div class="rp" data-height="{height}" data-name="{name}" data-thumbnails="{thumbnails}" tabindex="0"
+  aria-label="Plot; left and right arrow keys move from step to step">
   <div class="rp-main">
     <div class="rp-plot"></div>
     <div class="rp-foot"><span class="rp-note"></span><span class="rp-export">
@@ -42,14 +45,13 @@ class RewardPlot(gr.HTML):
     def __init__(self, thumbnails: Callable | None = None, height: int = 420, name: str = "figure", **html_options):
         gr.set_static_paths([PLOTLY])
         super().__init__(
-            html_template=TEMPLATE,
+            html_template=TEMPLATE.format(
+                height=height, name=name, thumbnails=thumbnails.__name__ if thumbnails else ""
+            ),
             css_template=(FOLDER / "reward_plot.css").read_text(),
             js_on_load="".join((FOLDER / f"reward_{name}.js").read_text() for name in ("plot", "export")),
             head=f'<script src="gradio_api/file={PLOTLY.as_posix()}"></script>',
             apply_default_css=False,
             server_functions=[thumbnails] if thumbnails else None,
-            thumbnails_function=thumbnails.__name__ if thumbnails else "",
-            plot_height=height,
-            file_name=name,
             **html_options,
         )
