@@ -3,7 +3,7 @@ simulated annotator who likes vivid pictures (and is marked as simulated), the `
 
     python -m benchmarks.screenshots --data-dir /tmp/lab --out docs/img
 
-About a quarter of an hour on two quiet cores. Stopped, it goes on where it was: what is in the data folder is not done
+About four minutes on two quiet cores. Stopped, it goes on where it was: what is in the data folder is not done
 again, and pictures are taken anew.
 """
 
