@@ -6,6 +6,7 @@ writes. Nothing is held open, so leaving and coming back shows the same curves.
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import gradio as gr
 from gradio.context import Context
@@ -39,10 +40,30 @@ OTHER_BASE = (
 )
 
 
-def build(lab: Lab) -> None:
-    """The tab. Its Gradio state is only what is being looked at: job, trajectories and LRMs."""
-    tab = Context.block
-    presets = {name: from_preset(TraceConfig, name, siblings=SIBLINGS) for name in PRESETS["trace"]}
+class Asked(NamedTuple):
+    """What a person chooses, left of the plot."""
+
+    prompt: gr.Textbox
+    seeds: gr.Textbox
+    policies: gr.Dropdown
+    lrms: gr.Dropdown
+
+
+class Shown(NamedTuple):
+    """What `draw` answers with."""
+
+    status: gr.Markdown
+    plot: gr.HTML
+    timer: gr.Timer
+
+
+class Buttons(NamedTuple):
+    other: gr.Button
+    go: gr.Button
+    siblings: gr.Checkbox
+
+
+def _layout(lab: Lab) -> tuple[Asked, Buttons, Shown]:
     with gr.Row():
         with gr.Column(scale=0, min_width=270):
             prompt = gr.Textbox(label="prompt", lines=1, max_lines=4, elem_id="curves-prompt")
@@ -60,7 +81,16 @@ def build(lab: Lab) -> None:
         with gr.Column(scale=1):
             status = gr.Markdown(HELLO, elem_id="curves-status")
             plot = RewardPlot(traces.thumbnails(lab.store), PLOT_HEIGHT, "reward-curves", elem_id="curves-plot")
+    timer = gr.Timer(0.4, active=False)
+    return Asked(prompt, seeds, policies, lrms), Buttons(other, go, siblings), Shown(status, plot, timer)
+
+
+def build(lab: Lab) -> None:
+    """The tab. Its Gradio state is only what is being looked at: job, trajectories and LRMs."""
+    tab = Context.block
+    asked, buttons, shown = _layout(lab)
     search = search_form.build("curves")
+    presets = {name: from_preset(TraceConfig, name, siblings=SIBLINGS) for name in PRESETS["trace"]}
     form = forms.build(presets[family(lab.current_study().base)], leave_out=("lrm", "prompt", "seeds"), first=())
     settings = base_form.Filled(
         gr.Textbox(base_form.base_of(lab), visible=False),
@@ -70,7 +100,6 @@ def build(lab: Lab) -> None:
     base = gr.Textbox(visible=False)
     looking = gr.State(None)
     filled = gr.State(None)  # the study whose last choice the form was given; from then on it is the person's
-    timer = gr.Timer(0.4, active=False)
 
     def trace(page: gr.Request, prompt, seeds, policies, lrms, show, filled, *values):
         try:
@@ -79,8 +108,8 @@ def build(lab: Lab) -> None:
             request = plan(lab, form, prompt, seeds, policies, lrms, values, jobs.trace_line(lab, "curves", page))
         except (ConfigError, ValueError) as error:
             return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
-        asked = {"prompt": prompt, "seeds": seeds, "policies": policies, "lrms": lrms, "request": request}
-        remember(lab, asked)
+        choice = {"prompt": prompt, "seeds": seeds, "policies": policies, "lrms": lrms, "request": request}
+        remember(lab, choice)
         return request, *draw(lab, request, show)
 
     def tick(request, show):
@@ -116,15 +145,6 @@ def build(lab: Lab) -> None:
         left = [value for value in policies if choices.split(value)[1] is None]
         return gr.Dropdown(choices.sampling_policies(lab), value=left), "The searches are off the lists."
 
-    turns = in_turn("curves")
-    shown = [status, plot, timer]
-    inputs = [prompt, seeds, policies, lrms, siblings, settings.base, *form.inputs]
-    for event in (go.click, prompt.submit, seeds.submit):
-        event(trace, inputs, [looking, *shown], **turns)
-    timer.tick(tick, [looking, siblings], shown, **turns)
-    siblings.change(tick, [looking, siblings], shown, **turns)
-    other.click(lambda text: example_prompt(lab, text), prompt, prompt, **turns)
-
     def look(page: gr.Request, show, *given):
         """The curves of the last request; "Look at its curves" of the Train tab asks for new ones."""
         last = last_choice(lab)
@@ -134,13 +154,19 @@ def build(lab: Lab) -> None:
         request = last.get("request")
         return request, *draw(lab, request, show)
 
-    search.go.click(add_search, [policies, *search.inputs], [policies, search.told], **turns)
-    search.forget.click(forget_searches, policies, [policies, search.told], **turns)
+    turns = in_turn("curves")
+    for event in (buttons.go.click, asked.prompt.submit, asked.seeds.submit):
+        event(trace, [*asked, buttons.siblings, settings.base, *form.inputs], [looking, *shown], **turns)
+    for event in (shown.timer.tick, buttons.siblings.change):
+        event(tick, [looking, buttons.siblings], [*shown], **turns)
+    buttons.other.click(lambda text: example_prompt(lab, text), asked.prompt, asked.prompt, **turns)
+    search.go.click(add_search, [asked.policies, *search.inputs], [asked.policies, search.told], **turns)
+    search.forget.click(forget_searches, asked.policies, [asked.policies, search.told], **turns)
     opened, seen = base_form.noted(tab.select, settings.inputs)
-    entering = [filled, seen, policies, lrms, *search.fresh]
-    entered = [prompt, seeds, policies, lrms, *search.fresh, filled, seen, base]
+    entering = [filled, seen, asked.policies, asked.lrms, *search.fresh]
+    entered = [*asked, *search.fresh, filled, seen, base]
     opened = base_form.follow(opened.then(enter, entering, entered, **turns, **LAST), seen, base, settings)
-    given = [siblings, prompt, seeds, policies, lrms, settings.base, *form.inputs]
+    given = [buttons.siblings, *asked, settings.base, *form.inputs]
     opened.then(look, given, [looking, *shown], **turns, **LAST)
 
 
