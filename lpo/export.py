@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,13 +19,12 @@ from lpo.backbones import load_policy
 from lpo.backbones.lora import lora_layers
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.export_base import Base, describe_base
-from lpo.export_card import card, read_about, short
-from lpo.export_layers import adapter_info, diffusers_tensors, kohya_tensors, merge, whole_stack
+from lpo.export_card import card, short
+from lpo.export_layers import diffusers_tensors, kohya_tensors, merge
 from lpo.export_metadata import header
+from lpo.export_plan import plan_adapter, plan_lrm
 from lpo.lrm_files import export_official
-from lpo.places import LORA_FILE, adapter_file
 from lpo.reward_model import LatentRewardModel
-from lpo.run_dir import require_writable
 
 Write = Callable[[Path], None]  # writes the weights where it is told
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -44,70 +42,32 @@ def export_adapter(
     out: str | Path,
     base: str = "",
     last_only: bool = False,
-    dtype: str = "float32",
     title: str = "",
     about: str | None = None,
+    dtype: str = "float32",
 ) -> list[Path]:
     """Write `adapters` (one, standing for all that it was trained on top of, or a whole stack) in `layout` diffusers,
     kohya or merged. `out` is a new folder, or a new .safetensors file whose card is FILE.md. `about` is a JSON file
     with what only the lab knows (lpo/export_card.py). Returns the files written. Raises ConfigError with one sentence.
     """
-    told = read_about(about)
-    for adapter in adapters:
-        adapter_file(adapter.path)  # a missing file is the first thing to say
-    info = adapter_info(adapters[-1].path)
-    base = base or info.get("base", "")
-    if not base:
-        raise ConfigError(f"{adapters[-1].path} does not say what it was trained on: name its base model (--base).")
-    unet = info.get("config", {}).get("policy", {}).get("unet", "")
-    stack = whole_stack(adapters, last_only)
-    title = title or told.get("name") or f"LPO on {Path(base).name}"
-    out, files = _targets(out, layout, title)
+    plan = plan_adapter(adapters, layout, out, base, last_only, title, about)
     if layout == "merged":
-        write = _merged_writer(Policy(base, tuple(stack), unet=unet), dtype)
+        write = _merged_writer(Policy(plan.base, tuple(plan.stack), unet=plan.unet), dtype)
     else:
-        write = _lora_writer(describe_base(base), stack, layout, dtype, title)
-    text = card(title, base, unet, stack, info, told, USE[layout].format(name=files[0].name))
-    return _write_all(out, files, write, text)
+        write = _lora_writer(describe_base(plan.base), plan.stack, layout, dtype, plan.title)
+    use = USE[layout].format(name=plan.files[0].name)
+    text = card(plan.title, plan.base, plan.unet, plan.stack, plan.info, plan.about, use)
+    return _write_all(plan.out, plan.files, write, text)
 
 
 def export_lrm(lrm: str, base: str, out: str | Path) -> list[Path]:
     """Write an LRM in the official layout, its up blocks copied from `base`. Raises ConfigError with one sentence."""
-    out = Path(out).expanduser()
-    _refuse_existing(out)
-    require_writable(out, folder=True)
-    model = LatentRewardModel.from_pretrained(lrm, base or None, "cpu", "float32")
-    base = base or model.meta.get("base", "")
-    if not base:
-        raise ConfigError(f"{lrm} does not say what it was trained on: name its base model (--base).")
+    base, out = plan_lrm(lrm, base, out)
+    model = LatentRewardModel.from_pretrained(lrm, base, "cpu", "float32")
     with _under_another_name(out) as partial:
         export_official(model, partial, base)
         os.replace(partial, out)
     return sorted(file for file in out.rglob("*") if file.is_file())
-
-
-def _targets(out: str | Path, layout: str, title: str) -> tuple[Path, list[Path]]:
-    """`out` and the files to write, weights first and card last. Raises ConfigError if one of them exists or cannot be
-    written."""
-    out = Path(out).expanduser()
-    if out.suffix == ".safetensors" and layout == "merged":
-        raise ConfigError(f"{out} is a file, but a merged network is a folder: give --out a new folder.")
-    if out.suffix == ".safetensors":
-        files = [out, out.with_suffix(".md")]
-    else:
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-").lower()[:60] or "lora"
-        name = {"diffusers": LORA_FILE, "kohya": f"{slug}.safetensors", "merged": "unet"}[layout]
-        files = [out / name, out / "README.md"]
-        _refuse_existing(out)
-    for file in files:
-        _refuse_existing(file)
-    require_writable(out, folder=files[0] != out)
-    return out, files
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ConfigError(f"{path} exists already, and an export overwrites nothing: choose another --out.")
 
 
 @contextlib.contextmanager

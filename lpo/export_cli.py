@@ -7,7 +7,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from lpo.config import ConfigError
+from lpo.config import Adapter, ConfigError, from_dict
+from lpo.export_plan import plan_adapter, plan_lrm
+from lpo.preflight import require_checkable
 
 HELP = "write an adapter or an LRM for other tools"
 CHECK_HELP = "say whether a LoRA, LRM or UNet from elsewhere fits a base, and what it is"
@@ -49,6 +51,7 @@ def add_parsers(commands: argparse._SubParsersAction) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Prints what the file is. Raises ConfigError with one sentence."""
+    require_checkable(args.adapter, args.lrm, args.unet, args.base)
     from lpo import model_check
 
     if args.adapter is not None:
@@ -66,16 +69,19 @@ def run(args: argparse.Namespace, read_adapter: Callable[[str], dict]) -> int:
         named = "an LRM" if args.lrm is not None else "an adapter"
         fitting = "official" if args.lrm is not None else "diffusers, kohya or merged"
         raise ConfigError(f"{args.format} is no format for {named}: choose {fitting}.")
-    from lpo import export
-    from lpo.config import Adapter, from_dict
-
+    # torch and the Hugging Face stack are imported only once all is asked that can be without them
     if args.lrm is not None:
-        files = export.export_lrm(args.lrm, args.base, args.out)
+        plan_lrm(args.lrm, args.base, args.out)
+        from lpo.export import export_lrm
+
+        files = export_lrm(args.lrm, args.base, args.out)
     else:
         stack = [from_dict(Adapter, read_adapter(text)) for text in args.adapter]
-        files = export.export_adapter(
-            stack, args.format, args.out, args.base, args.stack == "last", args.dtype, args.title, args.about
-        )
+        how = (stack, args.format, args.out, args.base, args.stack == "last", args.title, args.about)
+        plan_adapter(*how)
+        from lpo.export import export_adapter
+
+        files = export_adapter(*how, args.dtype)
     for file in files:
         print(file)
     return 0

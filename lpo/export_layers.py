@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from lpo.backbones.lora import AdapterStack, lora_layers
 from lpo.config import Adapter, ConfigError
 from lpo.export_base import Base
 from lpo.export_names import kohya_name
-from lpo.options import parse_json
 
 
 @dataclass(frozen=True)
@@ -24,26 +22,6 @@ class Layer:
 
     down: Tensor
     up: Tensor
-
-
-def whole_stack(adapters: Sequence[Adapter], last_only: bool) -> list[Adapter]:
-    """What is exported: one checkpoint of this program stands for what it was trained on top of and itself, unless
-    `last_only`; several adapters are taken as the whole stack that they are."""
-    if last_only:
-        return list(adapters[-1:])
-    if len(adapters) > 1:
-        return list(adapters)
-    below = adapter_info(adapters[0].path).get("adapters", [])
-    return [*(Adapter(each["path"], each["strength"]) for each in below), adapters[0]]
-
-
-def adapter_info(path: str) -> dict:
-    """adapter.json of a checkpoint of this program; {} for adapters of other tools."""
-    file = Path(path).expanduser() / "adapter.json"
-    info = parse_json(file.read_bytes(), dict, f"{file} is damaged: it is no JSON object.") if file.is_file() else {}
-    if info.get("format_version", 1) > 1:
-        raise ConfigError(f"{path} was written by a newer version of this program: update the program.")
-    return info
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from lpo.config import ConfigError
+from lpo.places import pairs_file
 from lpo.run_dir import require_writable
 
 HELP = "score both pictures of every pair with CLIP, PickScore or an aesthetic head, and write the gaps"
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the CSV: 1 in different_flag where one picture is preferred, 0 for a tie; the gap is the preferred one's
     score minus the other's, of a tie the first minus the second. Raises ConfigError or DataError with one sentence."""
     require_writable(args.out)
+    pairs_file(args.pairs)
     from lpo.data import read_pairs
     from lpo.scorers import load_judges
 

@@ -5,15 +5,13 @@ Adapters and UNets are fitted to a base without weights, which takes seconds at 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lpo.backbones import load_policy
 from lpo.backbones.latent_space import require_same
 from lpo.config import Adapter, ConfigError, Policy
 from lpo.export_base import describe_base
 from lpo.export_layers import merge
 from lpo.lrm_files import latent_space
-from lpo.places import tensor_shapes, unet_source
+from lpo.places import tensor_shapes, unet_files
 from lpo.reward_model import LatentRewardModel
 
 
@@ -32,13 +30,7 @@ def check_unet(unet: str, base: str) -> str:
     described = describe_base(base)
     if described.prefix != "unet":
         raise ConfigError(f"{base} has no UNet that {unet} could replace.")
-    source, subfolder = unet_source(unet)
-    if subfolder is not None:
-        raise ConfigError(f"There is no folder at {unet}: only local folders can be checked.")
-    files = sorted(Path(source).glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{unet} has no .safetensors weights: other files are not loaded.")
-    shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+    shapes = {name: shape for file in unet_files(unet) for name, shape in tensor_shapes(file).items()}
     if shapes != {name: tuple(value.shape) for name, value in described.net.state_dict().items()}:
         raise ConfigError(f"The UNet {unet} has another architecture than {base}: name the base it was made from.")
     return f"a UNet of {sum(value.numel() for value in described.net.parameters()) / 1e6:.1f} M weights"

@@ -84,6 +84,17 @@ def unet_source(unet: str) -> tuple[str, str | None]:
     return f"{owner}/{name}", subfolder or "unet"
 
 
+def unet_files(unet: str) -> list[Path]:
+    """The weights of a merged UNet in a folder of this machine. Raises ConfigError if there are none."""
+    source, subfolder = unet_source(unet)
+    if subfolder is not None:
+        raise ConfigError(f"There is no folder at {unet}: only local folders can be checked.")
+    files = sorted(Path(source).glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"{unet} has no .safetensors weights: other files are not loaded.")
+    return files
+
+
 def lrm_folder(name: str) -> tuple[Path, str | None]:
     """(folder, base or None) of an LRM's name: FOLDER, FOLDER@BASE, or 'scenes'. Raises ConfigError if it is no LRM."""
     path, at, base = name.rpartition("@")

@@ -29,6 +29,7 @@ from lpo.places import (
     resolve_base,
     single_file_family,
     tensor_shapes,
+    unet_files,
     unet_source,
 )
 from lpo.prompts import read_prompts
@@ -54,7 +55,7 @@ def require_startable(config: Config) -> None:
             _require_lrm(config.init, config.base, config.allow_latent_mismatch)
         return
     policy = config.policy
-    _source(policy.base)
+    require_base(policy.base)
     for adapter in policy.adapters:
         adapter_file(adapter.path)
     if policy.unet:
@@ -104,6 +105,18 @@ def require_scorable(
     return texts
 
 
+def require_checkable(adapter: str | None, lrm: str | None, unet: str | None, base: str) -> None:
+    """Of the three that `check` takes one is given. Raises ConfigError with the sentence that it would end with, as far
+    as that can be told at once."""
+    require_base(base)
+    if adapter is not None:
+        tensor_shapes(adapter_file(adapter))
+    elif unet is not None:
+        unet_files(unet)
+    else:
+        _require_lrm(lrm, base, False)
+
+
 def family(base: str) -> str:
     """'scenes', 'sd15', 'sd21', 'sdxl' or 'sd3': whose settings fit a base. It is read from the model's own files; only
     where those are not on this machine, or say nothing known, is it guessed from the name. Raises nothing."""
@@ -124,7 +137,7 @@ def _folder_family(source: str) -> str | None:
     return "sd21" if found == "sd15" and width == WIDTH_SD21 else found
 
 
-def _source(base: str) -> str:
+def require_base(base: str) -> str:
     """The folder, file or hub id of a base. Raises ConfigError if it is not there, or a file that is no whole model."""
     source = resolve_base(base)
     if Path(source).is_file():
@@ -164,7 +177,7 @@ def _stored_space(folder: Path) -> dict | None:
 
 def _space(base: str) -> dict | None:
     """Channels, scale and shift of a base's latents; None if only its weights or the hub know."""
-    vae = _json(_file(_source(base), "vae/config.json"))
+    vae = _json(_file(require_base(base), "vae/config.json"))
     if vae is None:
         return None
     numbers = (vae.get("latent_channels"), vae.get("scaling_factor"), vae.get("shift_factor") or 0.0)
@@ -173,7 +186,7 @@ def _space(base: str) -> dict | None:
 
 def _require_projection(config: LRMConfig) -> None:
     """Where the base's kind and text encoder can be read: it needs CLIP's text projection of the right shape."""
-    source, place = _source(config.base), config.text_projection
+    source, place = require_base(config.base), config.text_projection
     if Path(source).is_file():
         if single_file_family(source).name in ("sd15", "sd21") and not place:
             require_projection(config.base, place, (), None)  # their original layout has none

@@ -100,8 +100,8 @@ def files(tmp_path):
 @pytest.fixture
 def no_torch(files, monkeypatch):
     """From here on torch, and what imports it, cannot be imported: None in its place makes the import fail."""
-    for name in ("commands", "data"):
-        monkeypatch.delattr(lpo, name)
+    for name in ("commands", "data", "export", "model_check"):
+        monkeypatch.delattr(lpo, name, raising=False)
         monkeypatch.setitem(sys.modules, f"lpo.{name}", None)
     monkeypatch.setitem(sys.modules, "torch", None)
 
@@ -273,6 +273,56 @@ def test_what_a_score_lacks_is_said_before_torch_is_imported(files, capsys, no_t
     assert main([a.replace("{tmp}", str(files)) for a in [*SCORE, *GOOD, "--out", "{tmp}/o", *argv]]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and words in said and said.count("\n") == 1
+
+
+ADAPTER = ["export", "--adapter", "{tmp}/lora.safetensors", "--base", BASE, "--out", "{tmp}/out"]
+DIFFUSERS = [*ADAPTER, "--format", "diffusers"]
+OFFICIAL = ["export", "--lrm", LRM, "--base", BASE, "--format", "official", "--out", "{tmp}/out"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([*DIFFUSERS, "--adapter", "/nowhere"], "There is no adapter at /nowhere"),
+        ([*DIFFUSERS, "--base", "/nowhere"], "There is no model at /nowhere"),
+        ([*DIFFUSERS, "--base", ""], "lora.safetensors does not say what it was trained on"),
+        ([*DIFFUSERS, "--adapter", "{tmp}/stacked"], "There is no adapter at /nowhere"),
+        ([*DIFFUSERS, "--out", "{tmp}/file"], "file exists already, and an export overwrites nothing"),
+        ([*DIFFUSERS, "--out", "{tmp}/other.safetensors"], "other.safetensors exists already"),
+        ([*DIFFUSERS, "--out", "{tmp}/file/out"], "out cannot be used (Not a directory)"),
+        ([*DIFFUSERS, "--about", "/nowhere.json"], "/nowhere.json cannot be read"),
+        ([*DIFFUSERS, "--about", "{tmp}/file"], "file is not valid JSON"),
+        ([*DIFFUSERS, "--about", "{tmp}/big.json"], "big.json says 'steps', which a model card does not take so"),
+        ([*ADAPTER, "--format", "official"], "official is no format for an adapter"),
+        ([*ADAPTER, "--format", "merged", "--out", "{tmp}/o.safetensors"], "file, but a merged network is a folder"),
+        ([*OFFICIAL, "--format", "kohya"], "kohya is no format for an LRM"),
+        ([*OFFICIAL, "--out", "{tmp}/o.safetensors"], "is a file, but an official LRM is a folder"),
+        ([*OFFICIAL, "--out", "{tmp}/run_list"], "run_list exists already"),
+        ([*OFFICIAL, "--out", "/proc/out"], "/proc/out cannot be used"),
+        ([*OFFICIAL, "--lrm", "/nowhere"], "/nowhere is not an LRM folder"),
+        ([*OFFICIAL, "--base", "/nowhere"], "There is no model at /nowhere"),
+        ([*OFFICIAL, "--base", ""], "is an official LRM folder: name its base model too"),
+        (["check", "--adapter", "/nowhere", "--base", BASE], "There is no adapter at /nowhere"),
+        (["check", "--adapter", "{tmp}/file", "--base", BASE], "file is not a readable .safetensors file"),
+        (["check", "--adapter", "{tmp}/lora.safetensors", "--base", "/nowhere"], "There is no model at /nowhere"),
+        (["check", "--unet", "/nowhere", "--base", BASE], "There is no UNet at /nowhere"),
+        (["check", "--unet", "no/where", "--base", BASE], "There is no folder at no/where"),
+        (["check", "--unet", "{tmp}/folder", "--base", BASE], "it has no config.json"),
+        (["check", "--lrm", "/nowhere", "--base", BASE], "/nowhere is not an LRM folder"),
+        (["check", "--lrm", "scenes", "--base", BASE], "does not share the latent space"),
+        (["gaps", "--pairs", "/nowhere", "--clip", "/nowhere", "--out", "{tmp}/o.csv"], "pairs file /nowhere does not"),
+    ],
+)
+def test_what_export_check_and_gaps_lack_is_said_before_torch_is_imported(files, capsys, no_torch, argv, words):
+    save_file({"unet.x.lora_A.weight": torch.zeros(1, 1)}, files / "lora.safetensors")
+    (files / "stacked").mkdir()
+    save_file({"unet.x.lora_A.weight": torch.zeros(1, 1)}, files / "stacked" / LORA_FILE)
+    below = {"base": BASE, "adapters": [{"path": "/nowhere", "strength": 1}]}
+    (files / "stacked" / "adapter.json").write_text(json.dumps(below))
+    assert main([a.replace("{tmp}", str(files)) for a in argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+    assert not (files / "out").exists()
 
 
 @pytest.mark.parametrize("argv", [argv for argv, _ in NOT_THERE if "--latent_cache" not in argv])

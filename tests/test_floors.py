@@ -119,6 +119,8 @@ ORDER = [
         "lpo/search_costs.py",
         "lpo/places.py",
         "lpo/preflight.py",
+        "lpo/export_card.py",
+        "lpo/export_plan.py",
     },
     {"lpo/diffusion.py", "lpo/losses.py", "lpo/ranks.py"},
     {"lpo/backbones", "lpo/data.py"},
@@ -138,7 +140,7 @@ ORDER = [
     {"lpo/lrm_trainer.py", "lpo/lpo_trainer.py", "lpo/lpo_metrics.py", "lpo/training.py", "lpo/warmup.py",
      "lpo/warmup_pictures.py"},
     {"lpo/export_names.py", "lpo/export_base.py"},
-    {"lpo/export_layers.py", "lpo/export_metadata.py", "lpo/export_card.py", "lpo/export.py", "lpo/export_cli.py",
+    {"lpo/export_layers.py", "lpo/export_metadata.py", "lpo/export.py", "lpo/export_cli.py",
      "lpo/model_check.py", "lpo/gaps_cli.py"},
     {"lpo/commands.py", "lpo/sample_commands.py", "lpo/cli_help.py", "lpo/__main__.py"},
 ]

@@ -9,7 +9,7 @@ import torch
 
 from lpo.backbones import load_policy
 from lpo.config import Adapter, ConfigError, LPOConfig, Policy
-from lpo.export_layers import adapter_info
+from lpo.export_plan import adapter_info
 from lpo.lpo_trainer import LPOTrainer
 from lpo.reward_model import LatentRewardModel
 from lpo.rng import normal
