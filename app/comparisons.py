@@ -17,7 +17,7 @@ from app import choices, jobs
 from app.lab import Lab
 from app.pairs import lines
 from app.statistics import WinRate, in_words, paired_difference, win_rate, win_rate_peeking
-from app.story import policy_words
+from app.story import file_words, policy_words
 from lpo.config import SampleConfig, from_dict, to_dict
 from storage import comparisons as store_comparisons
 from storage import jobs as queue
@@ -147,9 +147,9 @@ def policy_name(lab: Lab, policy: dict) -> str:
         if each["path"] in below:
             continue  # the one on top was trained on this one: its name says so already
         row = known.get(each["path"])
-        name = row.name if row else policy_words({"base": "", "adapters": [{"path": each["path"]}]}).removeprefix(" + ")
+        name = row.name if row else file_words(Path(each["path"]))
         words.append(name if each["strength"] == 1.0 else f"{name} × {each['strength']:g}")
-    return " + ".join(words) or policy_words(policy)
+    return " + ".join(words) or policy_words(policy, {})
 
 
 def _base_name(lab: Lab, policy: dict) -> str:

@@ -22,21 +22,22 @@ def numbers(rows: list[tuple[str, str, str]]) -> str:
     return f'<div class="st-tiles">{tiles}</div>'
 
 
-def picture_html(story: dict) -> str:
-    """A picture with where it came from."""
+def picture_html(story: dict, names: dict[str, str]) -> str:
+    """A picture with where it came from; `names` are those of checkpoints, by their paths."""
     pairs = ", ".join(f"pair {number}" for number in story["pairs"]) or "no pair"
     return (
         f'<div class="st-one">{_image(story)}<div><h4>{escape(story["prompt"] or "no prompt")}</h4>'
-        f"{_facts(story)}<p>Shown in {escape(pairs)}.</p></div></div>"
+        f"{_facts(story, names)}<p>Shown in {escape(pairs)}.</p></div></div>"
     )
 
 
-def pair_html(story: dict) -> str:
-    """A pair: both pictures with their provenance, then every answer ever given, taken back or not."""
+def pair_html(story: dict, names: dict[str, str]) -> str:
+    """A pair: both pictures with their provenance, then every answer ever given, taken back or not. `names` are those
+    of checkpoints, by their paths."""
     words = {"train": "trains", "heldout": "held out"}
     splits = ", ".join(f"{words[split]} in {name}" for name, split in story["splits"]) or "in no study"
     sides = "".join(
-        f"<figure>{_image(story[side])}<figcaption><b>{side}</b>{_facts(story[side])}</figcaption></figure>"
+        f"<figure>{_image(story[side])}<figcaption><b>{side}</b>{_facts(story[side], names)}</figcaption></figure>"
         for side in ("first", "second")
     )
     return (
@@ -45,19 +46,25 @@ def pair_html(story: dict) -> str:
     )
 
 
-def policy_words(policy: dict | str | None) -> str:
-    """A policy of a provenance in a few words: 'scenes + step-000040 × 0.5'."""
+def policy_words(policy: dict | str | None, names: dict[str, str]) -> str:
+    """A policy of a provenance in a few words: 'scenes + LPO 1 × 0.5'. What has no name in this lab any more, or never
+    had one, is called by its file."""
     if not isinstance(policy, dict):
         return str(policy or "unknown")
-    words = [str(policy.get("base", "?")) + (f" with {Path(policy['unet']).name}" if policy.get("unet") else "")]
+    unet = policy.get("unet")
+    words = [str(policy.get("base", "?")) + (f" with {names.get(unet, Path(unet).name)}" if unet else "")]
     for adapter in policy.get("adapters", []):
-        path = Path(str(adapter.get("path", "?")))
-        name = f"{path.parent.parent.name[:8]}/{path.name}" if path.parent.name == "checkpoints" else path.name
+        name = names.get(adapter.get("path")) or file_words(Path(str(adapter.get("path", "?"))))
         strength = adapter.get("strength", 1.0)
         words.append(name if strength == 1.0 else f"{name} × {strength:g}")
     if search := policy.get("search"):
-        words.append(search_words(search, f"LRM {Path(search['lrm']).name}"))
+        words.append(search_words(search, names.get(search["lrm"], f"LRM {Path(search['lrm']).name}")))
     return " + ".join(words)
+
+
+def file_words(path: Path) -> str:
+    """An adapter's file by its run and its step: 'a486c15e/step-000040'."""
+    return f"{path.parent.parent.name[:8]}/{path.name}" if path.parent.name == "checkpoints" else path.name
 
 
 def megabytes(size: int) -> str:
@@ -75,13 +82,13 @@ def _image(picture: dict) -> str:
     return f'<img src="media/{escape(picture["hash"])}" alt="{escape(picture["prompt"])}">'
 
 
-def _facts(picture: dict) -> str:
+def _facts(picture: dict, names: dict[str, str]) -> str:
     provenance = picture["provenance"]
     facts = [("size", f"{picture['width']} × {picture['height']}"), ("stored", picture["made"])]
     if "imported" in provenance:
         facts.insert(0, ("imported", str(provenance["imported"])))
     else:
-        facts.insert(0, ("policy", policy_words(provenance.get("policy"))))
+        facts.insert(0, ("policy", policy_words(provenance.get("policy"), names)))
         known = ("scheduler", "steps", "guidance_scale", "eta", "seed")
         facts += [(name, _short(provenance[name])) for name in known if name in provenance]
     facts.append(("sha256", picture["hash"][:12] + "…"))

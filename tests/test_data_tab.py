@@ -19,7 +19,7 @@ from app import data_routes, story, worker_data
 from app.lab import Lab, Settings
 from app.tabs import data, data_exchange
 from app.worker_task import Stopped, explain
-from storage import Unwritable, browse, comparisons, labels, media, stories, studies
+from storage import Unwritable, browse, checkpoints, comparisons, labels, media, stories, studies
 from storage import jobs as queue
 from storage.browse import Filters
 
@@ -109,14 +109,40 @@ def test_pictures_and_labels(store, filled):
 
 def test_story_shows_history_and_escapes(store, filled):
     found = stories.pair_story(store, filled.pairs[3].id)
-    html = story.pair_html(found)
+    html = story.pair_html(found, {})
     assert "a red ball &lt;b&gt;" in html and "<b>a red" not in html and "ball <b>" not in html
     assert 'class="st-gone"' in html and "takes back row" in html
     assert "guidance_scale" in html and "scenes" in html
     assert stories.pair_story(store, 999) is None
     one = stories.picture_story(store, found["first"]["id"])
     assert one["pairs"] == [filled.pairs[3].id]
-    assert f"pair {filled.pairs[3].id}" in story.picture_html(one)
+    assert f"pair {filled.pairs[3].id}" in story.picture_html(one, {})
+
+
+def test_a_story_calls_checkpoints_as_the_lists_do(lab, filled):
+    """By the names of the lists, also when hidden there; what is not of this lab by its file."""
+    runs = lab.store.runs_dir
+    policy = {
+        "base": "scenes",
+        "adapters": [
+            {"path": str(runs / "a486c15e66" / "checkpoints" / "step-000040"), "strength": 0.5},
+            {"path": "/elsewhere/0123456789ab/checkpoints/step-000007", "strength": 1.0},
+        ],
+        "search": {"method": "best-of-n", "lrm": str(runs / "b" / "lrm"), "candidates": 4},
+    }
+    adapter = checkpoints.add_checkpoint(
+        lab.store, kind="adapter", name="LPO 1 <i>", path=policy["adapters"][0]["path"], study_id=filled.study.id
+    )
+    checkpoints.hide_checkpoint(lab.store, adapter.id)
+    checkpoints.add_checkpoint(lab.store, kind="lrm", name="LRM 3", path=policy["search"]["lrm"])
+    one, two = (
+        media.add_picture(lab.store, picture(shade), prompt_id=filled.pairs[0].prompt_id, provenance=provenance)
+        for shade, provenance in ((700, {"policy": policy}), (701, PROVENANCE))
+    )
+    pair = studies.add_pair(lab.store, filled.study.id, filled.pairs[0].prompt_id, one.id, two.id, origin="form")
+    for html in (data.told(lab, "pair", pair.id), data.told(lab, "picture", one.id)):
+        assert "scenes + LPO 1 &lt;i&gt; × 0.5 + 01234567/step-000007 + best of 4 (LRM 3)" in html
+    assert data.told(lab, "pair", 999) == data.told(lab, "picture", 999) == data.HINT
 
 
 def test_blind_pictures_stay_hidden_everywhere(store, filled):

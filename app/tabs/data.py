@@ -12,7 +12,7 @@ from app.components.browser import browser
 from app.lab import Lab
 from app.tabs import data_exchange, data_filter
 from app.tabs.events import EVERY, LAST, in_turn, kept
-from storage import browse, numbers, stories, studies
+from storage import browse, checkpoints, numbers, stories, studies
 
 KINDS = ("Pictures", "Pairs", "Labels")
 PAGE_SIZES = {"Pictures": 48, "Pairs": 18, "Labels": 30}
@@ -82,11 +82,7 @@ def build(lab: Lab) -> None:
         )
 
     def tell(event: gr.EventData):
-        if event.kind == "pair":
-            found = stories.pair_story(lab.store, int(event.item))
-            return story.pair_html(found) if found else HINT
-        found = stories.picture_story(lab.store, int(event.item))
-        return story.picture_html(found) if found else HINT
+        return told(lab, event.kind, int(event.item))
 
     quiet = in_turn("data")
     gr.on([f.change for f in filters], lambda *values: look(0, *values), filters, shown, **quiet)
@@ -98,6 +94,16 @@ def build(lab: Lab) -> None:
     opened.then(look, [page, *filters], shown, **quiet, **LAST)
     exchange_opened(opened)
     filter_opened(opened)
+
+
+def told(lab: Lab, kind: str, item: int) -> str:
+    """The story of a "pair" or a "picture" as HTML, in which checkpoints have the names of the rest of the lab."""
+    names = {row.path: row.name for row in checkpoints.list_checkpoints(lab.store, include_hidden=True)}
+    if kind == "pair":
+        found = stories.pair_story(lab.store, item)
+        return story.pair_html(found, names) if found else HINT
+    found = stories.picture_story(lab.store, item)
+    return story.picture_html(found, names) if found else HINT
 
 
 def listed(lab: Lab, number: int, kind, text, study, annotator, who, choice, split, origin, since, until):
