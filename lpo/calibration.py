@@ -41,7 +41,7 @@ def fit_temperature(margins: np.ndarray, targets: np.ndarray, weights: np.ndarra
     """
     margins, targets, weights = (np.asarray(one, dtype=np.float64).reshape(-1) for one in (margins, targets, weights))
     if len(margins) == 0:
-        raise ValueError("a temperature needs at least one calibration pair")
+        raise ValueError("A temperature needs at least one calibration pair.")
 
     def cost(log_t: float) -> float:
         return float(weights @ log_loss(margins, targets, math.exp(log_t))) + (log_t / prior) ** 2 / 2

@@ -70,7 +70,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason}); a pairs file is JSON Lines") from error
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}); a pairs file is JSON Lines.") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -78,15 +78,15 @@ def read_pairs(path: str | Path) -> list[Pair]:
         pair = _parse(line, path.parent, where)
         if pair.id in line_of_id:
             raise DataError(f"{where}: the id {pair.id!r} was already used in line {line_of_id[pair.id]}; "
-                            "every pair needs an id of its own")
+                            "every pair needs an id of its own.")
         line_of_id[pair.id] = number
         split, first_seen = split_of_prompt.setdefault(normalise_prompt(pair.prompt), (pair.split, number))
         if split != pair.split:
             raise DataError(f"{where}: the prompt {pair.prompt!r} is {pair.split!r} here but {split!r} in line "
-                            f"{first_seen}; one prompt belongs to one split")
+                            f"{first_seen}; one prompt belongs to one split.")
         pairs.append(pair)
     if not pairs:
-        raise DataError(f"{path} has no pairs; label some pictures first")
+        raise DataError(f"{path} has no pairs; label some pictures first.")
     return pairs
 
 
@@ -94,12 +94,12 @@ def _parse(line: str, folder: Path, where: str) -> Pair:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON; every line is one JSON object") from error
+        raise DataError(f"{where}: not valid JSON; every line is one JSON object.") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a {type(row).__name__} where a JSON object is wanted")
+        raise DataError(f"{where}: a {type(row).__name__} where a JSON object is wanted.")
     for key in REQUIRED:
         if key not in row:
-            raise DataError(f"{where}: {key!r} is missing; a pair needs {', '.join(REQUIRED)}")
+            raise DataError(f"{where}: {key!r} is missing; a pair needs {', '.join(REQUIRED)}.")
     for key in row:
         # other keys may ride along (votes, provenance), but a misspelt one must not silently become a default
         close = [] if key in KNOWN else difflib.get_close_matches(str(key), KNOWN, n=1, cutoff=0.8)
@@ -107,26 +107,26 @@ def _parse(line: str, folder: Path, where: str) -> Pair:
             raise DataError(f"{where}: unknown key {key!r}; did you mean {close[0]!r}?")
     prompt = row["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError(f"{where}: 'prompt' is {prompt!r}; it must be a text that is not empty")
+        raise DataError(f"{where}: 'prompt' is {prompt!r}; it must be a text that is not empty.")
     if not is_text(prompt) or not is_text(str(row["id"])):
-        raise DataError(f"{where}: the prompt or id holds a lone surrogate, which is no character")
+        raise DataError(f"{where}: the prompt or id holds a lone surrogate, which is no character.")
     target = _number(row, "target", where, "a number from 0 (second chosen) to 1 (first chosen)")
     if not 0.0 <= target <= 1.0:
-        raise DataError(f"{where}: 'target' is {target:g}; it must be from 0 (second chosen) to 1 (first chosen)")
+        raise DataError(f"{where}: 'target' is {target:g}; it must be from 0 (second chosen) to 1 (first chosen).")
     weight = _number({"weight": 1.0, **row}, "weight", where, "a number above 0")
     if weight <= 0.0:
-        raise DataError(f"{where}: 'weight' is {weight:g}; it must be above 0, leave the line out to ignore a pair")
+        raise DataError(f"{where}: 'weight' is {weight:g}; it must be above 0, leave the line out to ignore a pair.")
     split = row.get("split", "train")
     if split not in ("train", "heldout"):
-        raise DataError(f"{where}: 'split' is {split!r}; it must be 'train' or 'heldout'")
+        raise DataError(f"{where}: 'split' is {split!r}; it must be 'train' or 'heldout'.")
     pictures = []
     for key in ("first", "second"):
         if not isinstance(row[key], str) or not row[key]:
-            raise DataError(f"{where}: {key!r} is {row[key]!r}; it must be the path of a picture")
+            raise DataError(f"{where}: {key!r} is {row[key]!r}; it must be the path of a picture.")
         picture = folder / row[key]
         if not picture.is_file():
             raise DataError(f"{where}: the picture {row[key]!r} does not exist; "
-                            "paths are absolute or relative to the file")
+                            "paths are absolute or relative to the file.")
         pictures.append(picture)
     return Pair(str(row["id"]), prompt, pictures[0], pictures[1], target, weight, split)
 
@@ -135,7 +135,7 @@ def _number(row: dict[str, Any], key: str, where: str, wanted: str) -> float:
     value = row[key]
     # compared, not converted: a whole number of 400 digits is no float; NaN is above nothing
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise DataError(f"{where}: {key!r} is {repr(value)[:40]}; it must be {wanted}")
+        raise DataError(f"{where}: {key!r} is {repr(value)[:40]}; it must be {wanted}.")
     return float(value)
 
 
@@ -146,7 +146,7 @@ def load_picture(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"the picture {path} cannot be read ({error}); replace it or remove its pairs") from error
+        raise DataError(f"The picture {path} cannot be read ({error}); replace it or remove its pairs.") from error
     if picture.size != (width, height):
         scale = max(width / picture.width, height / picture.height)
         resized = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
@@ -178,8 +178,8 @@ class LatentCache:
         try:
             digest = hashlib.blake2b(Path(picture).read_bytes(), digest_size=16).hexdigest()
         except OSError as error:
-            raise DataError(f"the picture {picture} cannot be read ({error.strerror}); "
-                            "replace it or remove its pairs") from error
+            raise DataError(f"The picture {picture} cannot be read ({error.strerror}); "
+                            "replace it or remove its pairs.") from error
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
     def get(self, pictures: Sequence[str | Path]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,5 +209,5 @@ class LatentCache:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise DataError(f"the cached latents {path} cannot be read ({error}); delete that file, "
-                            "it is made again from the picture") from error
+            raise DataError(f"The cached latents {path} cannot be read ({error}); delete that file, "
+                            "it is made again from the picture.") from error

@@ -52,7 +52,7 @@ class LRMTrainer:
         self.pairs, self.aside = split_calibration([pair for pair in pairs if pair.split == "train"],
                                                    config.calibration, config.seed)
         if not self.pairs:
-            raise DataError(f"{config.pairs} has no training pairs; label pairs of prompts that are not held out")
+            raise DataError(f"{config.pairs} has no training pairs; label pairs of prompts that are not held out.")
         self.steps = config.planned_steps(len(self.pairs))
         self.warmup = config.warmup_steps * self.steps / config.steps
         backbone = load_policy(Policy(config.base), config.device, config.dtype)
@@ -91,7 +91,7 @@ class LRMTrainer:
         shared = sorted({pair.prompt for pair in self.heldout if prompt_hash(pair.prompt) in seen})
         if shared:
             raise DataError(f"{len(shared)} held-out prompts, such as {shared[0]!r}, trained the LRM that this run "
-                            "starts from, so they cannot test it; start from another LRM or remove these pairs")
+                            "starts from, so they cannot test it; start from another LRM or remove these pairs.")
 
     @torch.no_grad()
     def _fit_start(self) -> None:
@@ -158,8 +158,8 @@ class LRMTrainer:
             # clip_grad_norm_ with an infinite bound measures only
             norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), config.max_grad_norm or math.inf)
             if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-                raise TrainingError(f"the loss or its gradient is not finite at step {self.step + 1}; "
-                                    "choose a lower learning rate or float32")
+                raise TrainingError(f"The loss or its gradient is not finite at step {self.step + 1}; "
+                                    "choose a lower learning rate or float32.")
             rate = self._set_rate()
             self.optimizer.step()
             with torch.no_grad():

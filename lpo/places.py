@@ -122,7 +122,7 @@ def official_base(folder: Path, base: str | None) -> str:
 def pairs_file(path: str | Path) -> Path:
     """The file of preference pairs. Raises DataError if it is not there."""
     if not Path(path).is_file():
-        raise DataError(f"the pairs file {path} does not exist; give the path of a JSON Lines file of labelled pairs")
+        raise DataError(f"The pairs file {path} does not exist; give the path of a JSON Lines file of labelled pairs.")
     return Path(path)
 
 

@@ -235,7 +235,7 @@ NOT_THERE = [
     (["train-lpo", "--prompts", "/nowhere.txt"], "There is no prompt file"),
     (["train-lpo", "--prompts", "{tmp}/one.json", "--eval_prompts", "/nowhere.txt"], "There is no prompt file"),
     (["train-lpo", "--prompts", "{tmp}/one.json", "--lrm", "/nowhere"], "/nowhere is not an LRM folder"),
-    (["train-lrm", "--pairs", "/nowhere.jsonl"], "the pairs file /nowhere.jsonl does not exist"),
+    (["train-lrm", "--pairs", "/nowhere.jsonl"], "The pairs file /nowhere.jsonl does not exist"),
     (["train-lrm", "--pairs", "{tmp}/file", "--init", "/nowhere"], "/nowhere is not an LRM folder"),
     (
         ["train-lrm", "--pairs", "{tmp}/file", "--init", "base", "--base", BASE, "--text_projection", ""],

@@ -61,7 +61,8 @@ def test_a_bad_line_is_named_in_one_sentence(folder: Path, row: object, words: s
     with pytest.raises(DataError) as caught:
         read_pairs(write(folder, line(id="0"), row))
     message = str(caught.value)
-    assert "pairs.jsonl, line 2:" in message and words in message and "\n" not in message
+    assert message.startswith("pairs.jsonl, line 2: ") and words in message and message[-1] in ".?"
+    assert "\n" not in message
 
 
 def test_bad_files_and_contradictions_are_refused(folder: Path) -> None:

@@ -1,9 +1,12 @@
 """The floors of the house, read from the imports: who may know whom, and who may import torch."""
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import pytest
+
+from lpo.config import CONFIGS, Search
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"}
@@ -170,3 +173,25 @@ def test_every_file_of_lpo_has_a_floor():
     outside = {"lpo/__init__.py"}
     without = {str(p.relative_to(ROOT)) for p in files("lpo") if floor(p) is None and "scenes" not in p.parts}
     assert without == outside
+
+
+def sentences(path: Path) -> list[str]:
+    """What a file's errors for people say, each value as {}."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        kind = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if kind in ("ConfigError", "DataError", "TrainingError") and node.args:
+            words = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
+            found.append("".join(str(word.value) if isinstance(word, ast.Constant) else "{}" for word in words))
+    return found
+
+
+def test_what_a_person_is_told_is_a_sentence():
+    """It begins with a capital, a value, or the name of a setting, and ends with a full stop."""
+    names = {"sample", "trace", "timesteps"}
+    for config in (*CONFIGS.values(), Search):
+        names |= {field.name for field in dataclasses.fields(config)}
+    told = [one for folder in ("lpo", "app") for path in files(folder) for one in sentences(path)]
+    assert len(told) > 150
+    starts = [one for one in told if one[0].islower() and one.split()[0] not in names]
+    assert (starts, [one for one in told if one[-1] not in ".?}"]) == ([], [])

@@ -114,7 +114,7 @@ def _check(claims: Attributes, seen: Seen, match: tuple[int | None, ...]) -> Ver
 @lru_cache(maxsize=1)
 def _network() -> dict[str, np.ndarray]:
     if not WEIGHTS.exists():
-        raise ValueError(f"the judge's weights are missing ({WEIGHTS}): run python -m lpo.scenes.judge_train")
+        raise ValueError(f"The judge's weights are missing ({WEIGHTS}): run python -m lpo.scenes.judge_train.")
     with np.load(WEIGHTS) as stored:
         return {name: stored[name].astype(np.float32) for name in stored.files}
 

@@ -98,8 +98,8 @@ def parse_caption(text: str) -> Attributes:
     nouns = list(_NOUN.finditer(text))
     if not 1 <= len(nouns) <= 2:
         raise ValueError(
-            f"the prompt {text!r} names {len(nouns)} objects; "
-            f"a Scenes prompt names one or two of: {', '.join(SHAPES)} (for example 'a small red ball by the sea')"
+            f"The prompt {text!r} names {len(nouns)} objects; "
+            f"a Scenes prompt names one or two of: {', '.join(SHAPES)} (for example 'a small red ball by the sea')."
         )
     claims = tuple(Claim(m[3], m[2], _SIZE_OF.get(m[1])) for m in nouns)
     relation = None
