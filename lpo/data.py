@@ -182,12 +182,6 @@ class LatentCache:
                             "replace it or remove its pairs.") from error
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
-    def get(self, pictures: Sequence[str | Path]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means and stds (N, C, h, w) fp32 on the CPU, in the order of `pictures`; encodes what is missing."""
-        paths = [self.path(picture) for picture in pictures]
-        self.fill(dict(zip(paths, pictures, strict=True)))
-        return self.load(paths)
-
     def fill(self, pictures: dict[Path, str | Path]) -> None:
         """Encodes those of `pictures`, {path of the latents: path of the picture}, whose latents are missing."""
         todo = sorted(path for path in pictures if not path.is_file())
@@ -201,7 +195,7 @@ class LatentCache:
                 part.replace(path)
 
     def load(self, paths: Sequence[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means and stds (N, C, h, w) of latents that are there."""
+        """Means and stds (N, C, h, w) fp32 on the CPU, in the order of `paths`. Raises DataError for a damaged file."""
         loaded = [self._load(path) for path in paths]
         return torch.stack([one["mean"] for one in loaded]), torch.stack([one["std"] for one in loaded])
 

@@ -105,17 +105,22 @@ def test_latents_are_encoded_once_and_keyed_by_content_encoder_and_size(folder: 
         calls.append(len(pictures))
         return pictures.mean(dim=(2, 3), keepdim=True), torch.full((len(pictures), 3, 1, 1), 0.5)
 
-    cache = LatentCache(tmp_path / "latents", encode, "vae1", (8, 8))
+    def latents(encoder: str, side: int, *names: str) -> tuple[torch.Tensor, torch.Tensor]:
+        cache = LatentCache(tmp_path / "latents", encode, encoder, (side, side))
+        paths = [cache.path(folder / name) for name in names]
+        cache.fill({path: folder / name for path, name in zip(paths, names, strict=True)})
+        return cache.load(paths)
+
     Image.open(folder / "a.png").save(folder / "same.png")
-    mean, std = cache.get([folder / "b.png", folder / "a.png", folder / "same.png"])
+    mean, std = latents("vae1", 8, "b.png", "a.png", "same.png")
     assert mean.shape == (3, 3, 1, 1) and (std == 0.5).all()
     assert mean[0].flatten().tolist() == [-1, -1, 1] and mean[1].flatten().tolist() == [1, -1, -1]
     assert torch.equal(mean[1], mean[2]) and sum(calls) == 2
-    again, _ = LatentCache(tmp_path / "latents", encode, "vae1", (8, 8)).get([folder / "b.png"])
+    again, _ = latents("vae1", 8, "b.png")
     assert torch.equal(again[0], mean[0]) and sum(calls) == 2
-    LatentCache(tmp_path / "latents", encode, "vae2", (8, 8)).get([folder / "b.png"])
-    LatentCache(tmp_path / "latents", encode, "vae1", (4, 4)).get([folder / "b.png"])
+    latents("vae2", 8, "b.png")
+    latents("vae1", 4, "b.png")
     assert sum(calls) == 4
-    cache.path(folder / "a.png").write_bytes(b"broken")
+    LatentCache(tmp_path / "latents", encode, "vae1", (8, 8)).path(folder / "a.png").write_bytes(b"broken")
     with pytest.raises(DataError, match="delete that file"):
-        cache.get([folder / "a.png"])
+        latents("vae1", 8, "a.png")
