@@ -245,6 +245,20 @@ def test_a_training_without_a_step_shows_a_sentence_for_plots(lab):
     assert value["figure"]["data"] and not value["note"]
 
 
+def test_what_a_training_saves_while_its_exports_are_looked_at_is_offered(lab):
+    job_id = write_run(lab, "train-lpo", lpo_rows())
+    with gr.Blocks() as blocks, gr.Tabs(), gr.Tab("Train"):
+        train.build(lab)
+    handlers = {handler.name: handler for handler in blocks.fns.values()}
+    draw, fill = handlers["draw"], handlers["fill"]
+    watched = [draw.outputs.index(blocks.blocks[block]) for block, event in fill.targets if event == "change"]
+    before = draw.fn(job_id, None)
+    row = checkpoints.add_checkpoint(lab.store, kind="adapter", name="LPO 1", path="a", job_id=job_id)
+    after = draw.fn(job_id, None)
+    assert [before[place] for place in watched] != [after[place] for place in watched]
+    assert fill.fn(job_id, None, None)[0].value == row.id
+
+
 def test_what_the_button_said_is_seen_without_scrolling_and_goes_with_the_next_change(start_server, page, tmp_path):
     server = start_server("--no-workers")
     page.goto(server.url)

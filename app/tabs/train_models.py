@@ -23,8 +23,9 @@ HELLO = (
 )
 
 
-def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab) -> None:
-    """Inside the details of a training: its checkpoints for other tools, as download links."""
+def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab, saved: gr.State) -> None:
+    """Inside the details of a training: its checkpoints for other tools, as download links. `saved` changes with the
+    training that is looked at and with its checkpoints."""
     with gr.Row(equal_height=True):
         which = Choice([], label="checkpoint", scale=3, min_width=160, elem_id="export-which")
         layout = Choice([], label="format", scale=3, min_width=170, elem_id="export-format")
@@ -64,7 +65,7 @@ def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab) -> None:
 
     filled = [which, layout, dtype, alone, note, listing, timer]
     turns = in_turn("train-export")
-    gr.on([tab.select, chosen.change], fill, [chosen, which, layout], filled, **turns, **EVERY)
+    gr.on([tab.select, saved.change], fill, [chosen, which, layout], filled, **turns, **EVERY)
     go.click(begin, [chosen, which, layout, dtype, alone], [note, listing, timer], **turns)
     timer.tick(state, chosen, [listing, timer], **turns)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from app import choices, jobs, training_figures
+from app import choices, jobs, models, training_figures
 from app.components.reward_plot import RewardPlot
 from app.lab import Lab
 from app.tabs import compare_form, curves, train_models
@@ -66,17 +66,18 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
                 elem_id="train-log",
             )
         with gr.Tab("Export", elem_id="train-export") as export:
-            train_models.export_tab(lab, chosen, export)
+            saved = gr.State(None)  # the shown job and its checkpoints: what can be exported
+            train_models.export_tab(lab, chosen, export, saved)
     timer = gr.Timer(POLL_SECONDS, active=False)
     buttons = [stop, resume, look, compare, duplicate, delete]
-    shown = [chosen, seen, listing, head, *buttons, details, plot, pictures, log, timer]
+    shown = [chosen, seen, saved, listing, head, *buttons, details, plot, pictures, log, timer]
 
     def draw(job_id, seen):
         rows = jobs.list_jobs(lab, lane="training", limit=LISTED)
         known = [row["id"] for row in rows]
         if not rows:
             hidden = [gr.update(visible=False)] * 7
-            return None, None, "", NOTHING, *hidden, gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
+            return None, None, None, "", NOTHING, *hidden, gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)
         if job_id not in known:
             job_id = next((row["id"] for row in rows if row["state"] in ("running", "stopping")), known[0])
         job = jobs.describe(lab, job_id)
@@ -86,6 +87,7 @@ def build(lab: Lab, chosen: gr.State) -> Callable:
         return (
             job_id,
             signature,
+            [job_id, *(row.id for row in models.of_run(lab, job_id))],
             list_html(lab, rows, job_id),
             head_html(lab, job),
             *_buttons(job),
