@@ -25,9 +25,11 @@ from lpo.backbones import Backbone, Features, load_policy
 from lpo.backbones.latent_space import require_same
 from lpo.backbones.unet import early_features
 from lpo.calibration import fit_temperature
-from lpo.config import Policy
+from lpo.config import ConfigError, LRMConfig, Policy
 from lpo.data import prompt_hash
+from lpo.preflight import require_base, require_startable
 from lpo.reward_model import LatentRewardModel
+from lpo.run_dir import require_writable
 from lpo.scenes.progress import Log
 from lpo.warmup_pictures import KINDS, ORDERED, Pool, pool
 
@@ -223,8 +225,15 @@ def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequenc
             chunks: dict[str, int] = CHUNKS) -> Path:
     """Makes the pools, trains for `minutes` of wall time in all, and returns the folder of the finished LRM.
 
-    `init` is 'base' (the model's own blocks) or the LRM folder of an earlier warm-up on the same latents.
+    `init` is 'base' (the model's own blocks) or the LRM folder of an earlier warm-up on the same latents. Raises
+    ConfigError with one sentence before anything is made.
     """
+    if not minutes > 0:
+        raise ConfigError(f"minutes is {minutes}, but must be above 0.")
+    require_base(model)
+    if init != "base":
+        require_startable(LRMConfig(base=model, init=init))
+    require_writable(out, folder=True)
     out.mkdir(parents=True, exist_ok=True)
     state = out / "state.pt"
     backbone = load_policy(Policy(base=model))
@@ -242,7 +251,7 @@ def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequenc
     else:
         lrm = LatentRewardModel.from_pretrained(init, model)
         require_same(lrm.fingerprint, backbone.fingerprint(), init, model, False)
-        lrm.temperature, known = 1.0, lrm.meta["training_prompts"]
+        lrm.temperature, known = 1.0, lrm.meta.get("training_prompts", [])
     step = train(lrm, backbone, pools, state, minutes, seed, log)
     margin = {kind: unseen_margins(lrm, backbone, kind, one) for kind, one in unseen.items()}
     accuracy = {kind: {str(t): round((row > 0).double().mean().item(), 3)
@@ -258,7 +267,7 @@ def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequenc
     return out / "lrm"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lpo.warmup", description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="scenes", help="Scenes model folder, or 'scenes' for the embedded one")
     parser.add_argument("--out", type=Path, required=True, help="run folder; a stopped run in it is continued")
@@ -266,8 +275,11 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="kinds of pictures to learn from")
     parser.add_argument("--init", default="base", help="'base', or the LRM folder of an earlier warm-up to go on from")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    print(warm_up(args.model, args.out, args.minutes, args.seed, args.kinds, args.init))
+    args = parser.parse_args(argv)
+    try:
+        print(warm_up(args.model, args.out, args.minutes, args.seed, args.kinds, args.init))
+    except ConfigError as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":
