@@ -229,7 +229,7 @@ def warm_up(model: str, out: Path, minutes: float, seed: int = 0, kinds: Sequenc
     ConfigError with one sentence before anything is made.
     """
     if not minutes > 0:
-        raise ConfigError(f"minutes is {minutes}, but must be above 0.")
+        raise ConfigError(f"Nothing can be learned in {minutes} minutes: give more than 0.")
     require_base(model)
     if init != "base":
         require_startable(LRMConfig(base=model, init=init))

@@ -78,7 +78,7 @@ def test_a_warm_up_trains_everything_and_goes_on_where_it_was_killed(small, tmp_
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--minutes", "0"], "minutes is 0.0, but must be above 0."),
+        (["--minutes", "0"], "Nothing can be learned in 0.0 minutes"),
         (["--model", "/nowhere"], "There is no model at /nowhere"),
         (["--init", "/nowhere"], "/nowhere is not an LRM folder"),
         (["--out", "/proc/warm"], "/proc/warm cannot be used"),
