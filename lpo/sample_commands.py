@@ -44,7 +44,7 @@ def run_sample(config: SampleConfig, run: Run) -> int:
     spent = costs(policy, config.policy.search, config.steps, config.guidance_scale, config.eta, shape)
     evaluations = {"policy": spent.policy, "lrm": spent.lrm}
     run.finish({"pictures": files, "policy": to_dict(config.policy), "evaluations_per_picture": evaluations})
-    run.log(f"{total} pictures in {run.samples}; each took {spent.in_words()}")
+    run.log(f"{total} picture{'s' * (total > 1)} in {run.samples}; each took {spent.in_words()}")
     return 0
 
 
@@ -117,7 +117,7 @@ def run_trace(config: TraceConfig, run: Run) -> int:
     }
     write_json(run.path / "scores.json", scores)
     run.finish({"scores": "scores.json", "traces": [f"traces/seed{s.seed}.safetensors" for s in traces]})
-    run.log(f"{len(traces)} trajectories in {run.path / 'traces'}; each took {spent.in_words()}")
+    run.log(f"{len(traces)} trace{'s' * (len(traces) > 1)} in {run.path / 'traces'}; each took {spent.in_words()}")
     return 0
 
 
