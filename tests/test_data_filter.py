@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from test_filters import imported, random_rows, write_csv  # noqa: F401  (a fixture)
 from test_scorers import tiny_clip
 from worker_lab import TaskInHand
 
 from app import filter_figure, training, worker_gaps, worker_inputs
-from app.tabs import data_filter
+from app.tabs import data, data_filter
 from app.worker_task import Stopped
 from storage import filters, gaps, labels, mpcf
 from storage import jobs as queue
@@ -125,3 +126,30 @@ def test_wrong_uploads_get_a_sentence(lab, store, tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(ValueError, match=r"a\.txt is not a \.csv file"):
         data_filter.start_csv(lab, str(tmp_path / "a.txt"), 1, 1)
+
+
+def test_the_tab_shows_what_a_job_brought_as_soon_as_it_ends(lab, store, tmp_path, imported):  # noqa: F811
+    """Numbers, pages, and the choices of studies, score gaps and imports follow the end of a job by themselves."""
+    study, rows = imported
+    with gr.Blocks() as blocks, gr.Tabs(), gr.Tab("Data"):
+        data.build(lab)
+    functions = blocks.fns
+    tick = next(each for each in functions.values() if each.targets[0][1] == "tick")
+    told = {number for number, each in functions.items() if (tick.outputs[-1]._id, "change") in each.targets}
+    while more := {n for n, each in functions.items() if each.trigger_after in told} - told:
+        told |= more
+    shown = {output.elem_id for number in told for output in functions[number].outputs}
+    assert {"data-numbers", "data-browser", "data-import-study"} <= shown
+    assert {"filter-study", "filter-gaps", "filter-import"} <= shown
+    imports = next(each.fn for each in functions.values() if each.name == "imports")
+    row = gaps.list_imports(store, study.id)[0]
+    assert imports(study.id, None).value == row.id
+
+    job_id = data_filter.start_csv(lab, str(write_csv(tmp_path / "scores.csv", rows)), row.id, study.id)
+    assert tick.fn()[-1] == []
+    queue.claim(store, "data", "test")
+    queue.finish(store, job_id, "test", {"labels": 36})
+    assert tick.fn()[-1] == [job_id]
+    buttons = [number for number, each in functions.items() if each.name in ("joined", "computed")]
+    after = [each.outputs for each in functions.values() if each.trigger_after in buttons]
+    assert len(after) == 2 and all(tick.outputs[1] in outputs for outputs in after)  # the timer starts

@@ -57,8 +57,8 @@ def build(lab: Lab) -> None:
             items = browser("data-browser")
         with gr.Column(scale=2, min_width=320):
             detail = gr.HTML(HINT, css_template=story.STYLE, apply_default_css=False, elem_id="data-detail")
-    exchange_opened = data_exchange.build(lab)
-    filter_opened = data_filter.build(lab)
+    exchange_opened, ended = data_exchange.build(lab)
+    filter_opened, queued = data_filter.build(lab)
 
     filters = [kind, text, study, annotator, who, choice, split, origin, since, until]
     shown = [items, note, page, back, on]
@@ -90,10 +90,13 @@ def build(lab: Lab) -> None:
     back.click(lambda number, *values: look(number - 1, *values), [page, *filters], shown, **quiet)
     on.click(lambda number, *values: look(number + 1, *values), [page, *filters], shown, **quiet)
     items.select(tell, None, detail, **quiet, **EVERY)
-    opened = tab.select(enter, study, [head, study, annotator, origin], **quiet)
-    opened.then(look, [page, *filters], shown, **quiet, **LAST)
-    exchange_opened(opened)
-    filter_opened(opened)
+    entering = {"fn": enter, "inputs": study, "outputs": [head, study, annotator, origin], **quiet}
+    for event in (tab.select(**entering), ended.change(**entering, **LAST)):
+        event.then(look, [page, *filters], shown, **quiet, **LAST)
+        exchange_opened(event)
+        filter_opened(event)
+    for event in queued:
+        exchange_opened(event)
 
 
 def told(lab: Lab, kind: str, item: int) -> str:

@@ -43,8 +43,9 @@ button:hover { border-color: var(--color-accent); }
 """
 
 
-def build(lab: Lab) -> Callable:
-    """The section at the foot of the tab; returns `opened(event)`, which refreshes it after an event of the tab."""
+def build(lab: Lab) -> tuple[Callable, gr.State]:
+    """The section at the foot of the tab; returns `opened(event)`, which refreshes it after an event of the tab, and
+    what changes when an import or a computation of score gaps has ended: the rest of the tab shows more then."""
     with gr.Accordion("Export and import", open=False, elem_id="data-exchange"):
         with gr.Row():
             with gr.Column(min_width=320):
@@ -73,20 +74,21 @@ def build(lab: Lab) -> Callable:
                 bring = gr.Button("Import", elem_id="data-import", elem_classes=ONCE)
         note = gr.Markdown(elem_id="data-exchange-note")
         listing = gr.HTML(css_template=STYLE, js_on_load=SELECT, apply_default_css=False, elem_id="data-jobs")
-    timer = gr.Timer(1.0, active=False)
+    timer, ended = gr.Timer(1.0, active=False), gr.State([])
+    moving = [listing, timer, ended]
 
     def export(study_id, kind):
         try:
             start_export(lab, study_id, kind)
         except ValueError as error:
-            return f"⚠️ {error}", gr.skip(), gr.skip()
+            return f"⚠️ {error}", gr.skip(), gr.skip(), gr.skip()
         return "", *progress(lab)
 
     def bring_in(files, path, study_id, base):
         try:
             start_import(lab, files, path, study_id or None, base)
         except ValueError as error:
-            return f"⚠️ {error}", gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return f"⚠️ {error}", *[gr.skip()] * 5
         return "", None, "", *progress(lab)
 
     def act(event: gr.EventData):
@@ -97,17 +99,17 @@ def build(lab: Lab) -> Callable:
         return progress(lab)
 
     def refresh(study_id, into_id):
-        """Fresh study choices, the list of jobs, and whether to keep polling."""
+        """Fresh study choices, and how the jobs are going."""
         known = [(row.name, row.id) for row in lab.studies()]
         return kept(known, study_id, lab.current_study().id), kept([NEW, *known], into_id), *progress(lab)
 
     quiet = in_turn("data-exchange")
-    out.click(export, [out_study, format_], [note, listing, timer], **quiet)
-    bring.click(bring_in, [upload, path, into, base], [note, upload, path, listing, timer], **quiet)
-    listing.select(act, None, [listing, timer], **quiet, **EVERY)
-    timer.tick(lambda: progress(lab), None, [listing, timer], **quiet)
+    out.click(export, [out_study, format_], [note, *moving], **quiet)
+    bring.click(bring_in, [upload, path, into, base], [note, upload, path, *moving], **quiet)
+    listing.select(act, None, moving, **quiet, **EVERY)
+    timer.tick(lambda: progress(lab), None, moving, **quiet)
     fresh = [out_study, into]
-    return lambda event: event.then(refresh, fresh, [*fresh, listing, timer], **quiet, **LAST)
+    return lambda event: event.then(refresh, fresh, [*fresh, *moving], **quiet, **LAST), ended
 
 
 def start_export(lab: Lab, study_id: int | None, kind: str) -> str:
@@ -141,12 +143,13 @@ def start_import(
 
 
 def progress(lab: Lab) -> list:
-    """The list of exports and imports as HTML, and whether to keep polling."""
+    """The list of exports and imports as HTML, whether to keep polling, and what has ended of what adds to the lab."""
     rows = [row for row in jobs.list_jobs(lab, lane="data", limit=30) if row["kind"] in KINDS]
     names = {row.id: row.name for row in lab.studies()}
     lines = "".join(f"<tr><td>{_what(row)}</td><td>{_state(lab, row, names)}</td></tr>" for row in rows)
     table = f"<table>{lines}</table>" if lines else '<p class="ex-quiet">Nothing was exported or imported yet.</p>'
-    return [table, gr.Timer(active=any(row["state"] not in ENDED for row in rows))]
+    ended = [row["id"] for row in rows if row["kind"] != "export" and row["state"] in ENDED]
+    return [table, gr.Timer(active=any(row["state"] not in ENDED for row in rows)), ended]
 
 
 def _what(row: dict) -> str:

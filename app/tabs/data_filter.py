@@ -9,6 +9,7 @@ from functools import lru_cache
 from html import escape
 
 import gradio as gr
+from gradio.events import Dependency
 from sqlalchemy import text
 
 from app import filter_figure, jobs, uploads
@@ -27,15 +28,16 @@ FIELDS = [("clip", "CLIP model (a folder)"), ("aesthetic", "aesthetic head (.saf
           ("aesthetic_clip", "its CLIP-L model, if it is another"), ("pick", "PickScore model (a folder)")]  # fmt: skip
 
 
-def build(lab: Lab) -> Callable:
-    """The section; returns `opened(event)`, which refreshes it after an event of the tab."""
+def build(lab: Lab) -> tuple[Callable, list[Dependency]]:
+    """The section; returns `opened(event)`, which refreshes it after an event of the tab, and the events that queue a
+    job."""
     with gr.Accordion("Filter imported labels (MPCF)", open=False, elem_id="data-filter"):
         with gr.Row():
             with gr.Column(scale=4, min_width=340, elem_classes="dense"):
                 with gr.Row():
                     study = gr.Dropdown([], label="study", min_width=120, elem_id="filter-study")
                     chosen = gr.Dropdown([], label="score gaps", min_width=160, elem_id="filter-gaps")
-                _sources(lab, study)
+                sources_opened, queued = _sources(lab, study)
                 preset = gr.Radio(
                     [*mpcf.PRESETS, MINE], value=mpcf.DEFAULT, label="rule", elem_id="filter-preset", min_width=100
                 )
@@ -103,9 +105,11 @@ def build(lab: Lab) -> Callable:
 
     def opened(event):
         """After `event`: fresh choices, then the preview."""
-        return event.then(refresh, [study, chosen], [study, chosen], **turns, **LAST).then(**looking)
+        event = event.then(refresh, [study, chosen], [study, chosen], **turns, **LAST)
+        sources_opened(event)
+        return event.then(**looking)
 
-    return opened
+    return opened, queued
 
 
 def _gates() -> list:
@@ -161,8 +165,8 @@ def looked(lab: Lab, study_id: int, gap_set: int | None, rule: mpcf.Rule) -> tup
     return now + words, filter_figure.value(loaded, rule), pairs_html(filters.examples(lab.store, loaded, rule))
 
 
-def _sources(lab: Lab, study: gr.Dropdown) -> None:
-    """Two ways to score gaps: a CSV joined to an import, and local scorers."""
+def _sources(lab: Lab, study: gr.Dropdown) -> tuple[Callable, list[Dependency]]:
+    """Two ways to score gaps: a CSV joined to an import, and local scorers. Returns what `build` returns, for these."""
     with gr.Accordion("Get score gaps", open=False, elem_id="filter-sources"):
         imported = gr.Dropdown([], label="import that the CSV belongs to, row by row", elem_id="filter-import")
         file = gr.File(label="CSV of score gaps", file_types=[".csv"], height=130, elem_id="filter-csv")
@@ -170,13 +174,12 @@ def _sources(lab: Lab, study: gr.Dropdown) -> None:
         boxes = [gr.Textbox(label=label, max_lines=1, elem_id=f"filter-{key}") for key, label in FIELDS]
         compute = gr.Button("Compute them here", size="sm", elem_id="filter-compute", elem_classes=ONCE)
         note = gr.Markdown(elem_id="filter-note")
-    told = "Queued; its progress is in the list of *Export and import*. Open this tab again when it is done."
+    told = "Queued; its progress is in the list of *Export and import*. When it is done, the score gaps are above."
     turns = in_turn("filter-sources")
 
-    def imports(study_id):
+    def imports(study_id, import_id):
         rows = gaps.list_imports(lab.store, study_id) if study_id else []
-        listed = [(f"{row.name}, {row.state['done']:,} rows", row.id) for row in rows]
-        return gr.Dropdown(listed, value=listed[0][1] if listed else None)
+        return kept([(f"{row.name}, {row.state['done']:,} rows", row.id) for row in rows], import_id)
 
     def joined(path, import_id, study_id):
         try:
@@ -192,9 +195,13 @@ def _sources(lab: Lab, study: gr.Dropdown) -> None:
             return f"⚠️ {error}"
         return told
 
-    study.change(imports, study, imported, **turns)
-    join.click(joined, [file, imported, study], note, **turns)
-    compute.click(computed, [study, *boxes], note, **turns)
+    listing = {"fn": imports, "inputs": [study, imported], "outputs": imported, **turns, **LAST}
+    study.change(**listing)
+    queued = [
+        join.click(joined, [file, imported, study], note, **turns),
+        compute.click(computed, [study, *boxes], note, **turns),
+    ]
+    return lambda event: event.then(**listing), queued
 
 
 def start_csv(lab: Lab, path: str | None, import_id: int | None, study_id: int) -> str:
