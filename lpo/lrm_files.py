@@ -153,12 +153,13 @@ def merged_state(model: LatentRewardModel) -> dict[str, Tensor]:
 
 
 def save(model: LatentRewardModel, path: Path, meta: dict | None, dtype: torch.dtype) -> None:
-    """Write the own format into `path`, by way of a neighbouring folder, so that a kill leaves no half LRM."""
+    """Write the own format into `path`, by way of a neighbouring folder, so that a kill leaves no half LRM. `meta`
+    takes the place of what the model says of itself: that may be true only of the LRM that it was trained from."""
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if meta is not None:
-        model.meta = {**model.meta, **meta}
+        model.meta = meta
     info = {"format_version": FORMAT_VERSION, "architecture": model.trunk.describe(), **model.describe()}
     (partial / "lrm.json").write_text(json.dumps(info, indent=2, default=str) + "\n")
     save_file({k: v.to(dtype) for k, v in merged_state(model).items()}, partial / "model.safetensors")

@@ -199,9 +199,11 @@ def test_stop_during_the_final_measurement_gives_no_result(folder: Path) -> None
 
 def test_saved_lrm_scores_the_same_calibrated_and_remembers_its_prompts(folder: Path, tmp_path: Path) -> None:
     one = trainer(folder, train="lora")
+    one.lrm.meta |= {"format": "official", "unseen_accuracy": {}}  # true of the LRM that it started from alone
     list(one.train())
     one.save(tmp_path / "lrm")
     loaded = LatentRewardModel.from_pretrained(tmp_path / "lrm", device="cpu")
+    assert loaded.meta.keys() == {"base", "init", "step", "pairs", "training_prompts"}
     x, t, prompts = normal((2, *one.pictures.mean.shape[1:]), "x"), torch.tensor([1, 501]), ["prompt 1", "prompt 2"]
     with torch.no_grad():
         expected = one.lrm.score(x, t, prompts) / one.temperature()
