@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any, command: str) -> None:
     if hint is Policy:
         inner = {each.name: each for each in dataclasses.fields(Policy)}
-        parser.add_argument("--base", dest="policy.base", help=field_help(inner["base"]))
+        parser.add_argument("--base", dest="policy.base", metavar="MODEL", help=field_help(inner["base"]))
         parser.add_argument("--unet", dest="policy.unet", metavar="DIR", help=field_help(inner["unet"]))
         parser.add_argument("--adapters", dest="policy.adapters", nargs="*", metavar="PATH[@STRENGTH]",
                             help=field_help(inner["adapters"]))  # fmt: skip

@@ -138,6 +138,8 @@ _SOURCED: dict[str, dict[str, dict]] = {
             "eta": (1.0, "paper"),
             "policy": ({"base": "scenes"}, "the embedded model"),
             "lrm": (["scenes"], "the shipped LRM"),
+            "threshold_min": (0.08, "train-lpo's on Scenes, so that a trace says what a training would keep"),
+            "threshold_max": (0.2, "as threshold_min"),
         },
         "sd15": {**_SAMPLING, "eta": (1.0, "paper"), "policy": ({"base": _SD15}, "hub id")},
         "sd21": {**_SAMPLING, "eta": (1.0, "paper"), "policy": ({"base": _SD21}, "hub id")},

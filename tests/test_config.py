@@ -50,6 +50,13 @@ def test_each_command_has_the_three_presets():
     assert all({"scenes", "sd15", "sd21"} <= set(presets) for presets in PRESETS.values())
 
 
+@pytest.mark.parametrize("preset", PRESETS["trace"])
+def test_a_trace_keeps_the_pairs_that_a_training_would(preset):
+    trace, lpo = from_preset(TraceConfig, preset), from_preset(LPOConfig, preset)
+    for name in ("threshold", "threshold_min", "threshold_max", "score_timestep", "steps", "guidance_scale", "eta"):
+        assert getattr(trace, name) == getattr(lpo, name), name
+
+
 def test_official_keeps_the_published_numbers():
     config = from_preset(LPOConfig, "official")
     assert (config.beta, config.clamp, config.lora_rank, config.lr) == (500.0, 0.1, 4, 6e-5)
