@@ -10,6 +10,7 @@ and the next start would find them again. Installs nothing and sends nothing any
 import argparse
 import errno
 import json
+import logging
 import os
 import signal
 import socket
@@ -154,6 +155,8 @@ def serve(arguments: argparse.Namespace) -> int:
     print("Stopping: what is running is saved, so that it can be resumed.", flush=True)
     if supervisor:
         supervisor.stop()
+    # An open page's event stream never ends by itself: of each, uvicorn would print that it had to be cut off.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     server.should_exit = True
     thread.join(HTTP_GRACE + 3)
     lab.store.close()

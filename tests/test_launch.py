@@ -240,6 +240,9 @@ def test_no_workers_leaves_jobs_in_the_queue(start_server, training):
     assert psutil.Process(server.process.pid).children() == []
     assert jobs.describe(lab, job_id)["state"] == "queued"
     assert json.loads((server.data_dir / "launch.json").read_text())["pid"] == server.process.pid
+    with urllib.request.urlopen(f"{server.url}/gradio_api/heartbeat/a"):  # what an open page keeps open
+        assert server.stop() == 0
+    assert [line[:16] for line in server.log.read_text().splitlines()] == ["Preference Lab i", "Stopping: what i"]
 
 
 def test_the_data_folder_defaults_to_the_users(monkeypatch, tmp_path):
