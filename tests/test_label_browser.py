@@ -246,6 +246,7 @@ def test_a_phone_shows_everything_at_once(filled, start_server, chromium):
         wait_for(lambda: len(rows(filled)) == 1, 60)
         row = rows(filled)[0]
         assert hashes(filled, row.pair_id)[row.choice] == left
+        expect(page.locator(".pp-saved-text")).to_have_text("saved · top chosen")
     finally:
         context.close()
 

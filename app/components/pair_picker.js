@@ -203,7 +203,7 @@ function vote(choice, source) {
   const item = current;
   past.push(item);
   if (past.length > PAST) past.shift();
-  outbox.add('vote', { ...whose(), pair: item.pair, choice, left: item.left, milliseconds: Math.round(took) }, WORDS[choice]);
+  outbox.add('vote', { ...whose(), pair: item.pair, choice, left: item.left, milliseconds: Math.round(took) }, choiceWords(root, choice));
   others.postMessage({ what: 'vote', study: target.study, pair: item.pair, annotator: name });
   advance();
   if (!current) setState('loading', 'One moment', '');

@@ -1,7 +1,7 @@
 // What the picker says while it has no pair, beside the dot, and of the labels so far. Numbers in, plain words out.
 // Runs in the same function as the other pair_*.js files; pair_picker.js uses them.
 
-const WORDS = { left: 'left chosen', right: 'right chosen', tie: 'tie', both_bad: 'both bad', skip: 'skipped' };
+const WORDS = { tie: 'tie', both_bad: 'both bad', skip: 'skipped' };
 const BELOW = 'under “Pairs for your own prompts”.';
 
 // [state, title, text] from the server's answer without pairs (app/label_routes.py: state).
@@ -18,6 +18,11 @@ function emptyWords({ state, message, stats }, comparison, saving) {
   }
   if (state === 'done') return ['done', 'All done: you have answered every pair', `More can be made below, ${BELOW}`];
   return ['stuck', 'No pairs yet', `${message || 'Nothing makes pairs for this study.'} Make some below, ${BELOW}`];
+}
+
+// What was answered; where the pictures are above each other the sides are called so, as on the buttons.
+function choiceWords(root, choice) {
+  return WORDS[choice] ?? `${root.querySelector(`.pp-word-${choice}`).textContent.toLowerCase()} chosen`;
 }
 
 // [state of the dot, line]; `said` is the last word, such as "left chosen".
