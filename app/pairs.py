@@ -99,13 +99,14 @@ def job_line(lab: Lab, job_id: str | None) -> str:
     except ValueError:  # deleted in the meantime
         return ""
     count = job["config"]["count"]
+    pairs, are = ("1 pair", "is") if count == 1 else (f"{count} pairs", "are")
     match job["state"]:
         case "done":
-            return f"Done: {count} pairs were made; new ones are in the queue above."
+            return f"Done: {pairs} {'was' if count == 1 else 'were'} made for the queue above."
         case "failed":
             return f"⚠️ {job['error']}"
         case "queued":
-            return f"{count} pairs are waiting for their turn."
+            return f"{pairs} {are} waiting to be drawn."
         case "stopped" | "cancelled":
             return "The job was stopped before all pairs were made."
     return f"{job['message'] or 'Pictures are being drawn.'} {100 * (job['progress'] or 0):.0f} %"

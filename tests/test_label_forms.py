@@ -24,7 +24,7 @@ def test_a_job_for_own_prompts_and_every_refusal(lab, study):
         "prompts": ["a red ball", "a blue star"], "count": 6, "policies": [{"base": "scenes", "adapters": []}],
         "origin": "form", "sampler": SAMPLER,
     }  # fmt: skip
-    assert pairs.job_line(lab, job_id) == "6 pairs are waiting for their turn."
+    assert pairs.job_line(lab, job_id) == "6 pairs are waiting to be drawn."
     assert pairs.job_line(lab, None) == "" and pairs.job_line(lab, "gone") == ""
     refusals = [
         ("", 2, "base", SAMPLER, "no prompt yet"),
@@ -43,6 +43,8 @@ def test_a_job_for_own_prompts_and_every_refusal(lab, study):
             pairs.generate(lab, text, each, "base", policy, sampler)
     assert len(queue.list_jobs(lab.store)) == 1
     assert [value for _, value in choices.policies(lab)] == ["base"]
+    single, _ = pairs.generate(lab, "a ball", 1, "base", "base", SAMPLER)
+    assert pairs.job_line(lab, single) == "1 pair is waiting to be drawn."
 
 
 def test_a_new_study_and_every_refusal(lab, study, tmp_path):
