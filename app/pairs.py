@@ -4,6 +4,7 @@ from pathlib import Path
 
 from app import choices, jobs
 from app.lab import Lab
+from app.words import warning
 from lpo.config import Policy, SampleConfig, from_dict, to_dict
 from lpo.places import resolve_base
 from lpo.prompts import read_prompts
@@ -104,7 +105,7 @@ def job_line(lab: Lab, job_id: str | None) -> str:
         case "done":
             return f"Done: {pairs} {'was' if count == 1 else 'were'} made for the queue above."
         case "failed":
-            return f"⚠️ {job['error']}"
+            return warning(job["error"])
         case "queued":
             return f"{pairs} {are} waiting to be drawn."
         case "stopped" | "cancelled":

@@ -41,3 +41,13 @@ def test_a_choice_that_vanished_gets_our_own_sentence(lab):
     plain = {each.label for each in lists if not isinstance(each, Choice)}
     assert plain <= STAY  # nothing that they offer can vanish
     assert len(lists) > 20
+
+
+def test_a_refusal_shows_every_character_of_names_and_paths(lab):
+    """It is shown as Markdown, in which a study named <XL> was gone with all that followed, and _a_ had no lines."""
+    create = next(each.fn for each in ui.build_ui(lab).fns.values() if each.name == "create")
+    asked = "Tiny <XL>", "scenes", "Which?", "a ball", None
+    assert not create(*asked)[-1].startswith("⚠️")
+    assert "named 'Tiny &lt;XL&gt;'" in create(*asked)[-1]
+    told = create("Other", "/my_*_models/[a]", *asked[2:])[-1]
+    assert told.startswith(r"⚠️ There is no model at /my\_\*\_models/\[a\]: ")

@@ -13,6 +13,7 @@ from app.tabs import compare_curves, compare_form, compare_list, compare_panel, 
 from app.tabs.compare_form import Form
 from app.tabs.compare_panel import Panel
 from app.tabs.events import EVERY, LAST, QUIET, in_turn, kept
+from app.words import warning
 from lpo.export_card import plain
 from storage import comparisons as stored
 
@@ -56,7 +57,7 @@ def _connect_form(lab: Lab, tab: BlockContext, form: Form, panel: Panel, chosen:
         try:
             comparison_id = compare_form.create(lab, *values)
         except ValueError as error:
-            return {form.note: f"⚠️ {error}"}
+            return {form.note: warning(error)}
         return {chosen: comparison_id, fold: gr.Accordion(open=False), **draw(comparison_id)}
 
     def enter(comparison_id, a, b, count, below, scorer):
@@ -81,7 +82,7 @@ def _connect_search(lab: Lab, form: Form) -> None:
         try:
             value = search_form.add(lab, *values)
         except ValueError as error:
-            return {search.told: f"⚠️ {error}"}
+            return {search.told: warning(error)}
         known = choices.sampling_policies(lab)
         words = f"Policy B is **{plain(search_form.name_of(lab, value))}** now."
         changed = {form.a: kept(known, a), form.b: gr.Dropdown(known, value=value), search.told: words}

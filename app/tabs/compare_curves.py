@@ -10,6 +10,7 @@ from app.components.reward_plot import RewardPlot
 from app.figures import rewards
 from app.lab import Lab
 from app.tabs.events import in_turn
+from app.words import warning
 from lpo.config import TraceConfig, from_dict, to_dict
 from storage import comparisons as stored
 
@@ -55,7 +56,7 @@ def connect(lab: Lab, curves: Curves, chosen: gr.State, drawn: gr.State) -> None
         try:
             request = plan(lab, comparison_id, prompt, lrms, jobs.trace_line(lab, "compare", page))
         except ValueError as error:
-            return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
+            return gr.skip(), warning(error), gr.skip(), gr.skip()
         return request, *draw(lab, request)
 
     def follow(comparison_id, face):
@@ -114,7 +115,7 @@ def draw(lab: Lab, request: dict | None) -> tuple:
     job = jobs.describe(lab, request["job"]) if request["job"] else {"state": "done", "error": None, "message": None}
     words = {
         "done": "",
-        "failed": f"⚠️ {job['error']}",
+        "failed": warning(job["error"]),
         "queued": "Waiting for the worker…",
         "running": f"{job['message'] or 'Starting'}…",
     }.get(job["state"], "Stopped before its end. Press the button to go on.")

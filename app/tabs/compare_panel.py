@@ -12,6 +12,7 @@ from app.components.pair_picker import pair_picker
 from app.lab import Lab
 from app.tabs import compare_list
 from app.tabs.events import ONCE
+from app.words import warning
 from lpo.export_card import plain
 from storage import comparisons as stored
 from storage.models import Comparison
@@ -153,7 +154,7 @@ def _sampling(lab: Lab, row: Comparison, progress: dict) -> tuple[str, bool]:
     if job is None or job["state"] in ("failed", "stopped", "cancelled"):
         gone = "The job that sampled this comparison was deleted; start a new one."
         why = (job["error"] or "The sampling was stopped.") if job else gone
-        return f"⚠️ {why}", job is not None
+        return warning(why), job is not None
     if job["state"] == "queued":
         return "waiting for the worker…", False
     if devices.waits(job["message"]):

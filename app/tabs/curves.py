@@ -18,6 +18,7 @@ from app.figures import rewards
 from app.lab import Lab
 from app.tabs import base_form, search_form
 from app.tabs.events import LAST, in_turn
+from app.words import warning
 from lpo.config import PRESETS, ConfigError, TraceConfig, from_preset, to_dict
 from lpo.export_card import plain
 from lpo.preflight import family
@@ -107,7 +108,7 @@ def build(lab: Lab) -> None:
                 raise ConfigError(OTHER_BASE)
             request = plan(lab, form, prompt, seeds, policies, lrms, values, jobs.trace_line(lab, "curves", page))
         except (ConfigError, ValueError) as error:
-            return gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
+            return gr.skip(), warning(error), gr.skip(), gr.skip()
         choice = {"prompt": prompt, "seeds": seeds, "policies": policies, "lrms": lrms, "request": request}
         remember(lab, choice)
         return request, *draw(lab, request, show)
@@ -136,7 +137,7 @@ def build(lab: Lab) -> None:
         try:
             value = search_form.add(lab, *values)
         except ValueError as error:
-            return gr.skip(), f"⚠️ {error}"
+            return gr.skip(), warning(error)
         words = f"**{plain(search_form.name_of(lab, value))}** is among the policies now: press **Trace**."
         return gr.Dropdown(choices.sampling_policies(lab), value=list(dict.fromkeys([*policies, value]))), words
 
@@ -269,7 +270,7 @@ def draw(lab: Lab, request: dict | None, siblings: bool):
 def job_line(job: dict) -> str:
     """The state of a trace job as a person reads it; empty when it is done."""
     if job["state"] == "failed":
-        return f"⚠️ {job['error'] or 'The trace failed; its log says why.'}"
+        return warning(job["error"] or "The trace failed; its log says why.")
     if job["state"] == "queued":
         return "Waiting for the worker…"
     if job["state"] in ("stopped", "cancelled"):

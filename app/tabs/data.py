@@ -12,6 +12,7 @@ from app.components.browser import browser
 from app.lab import Lab
 from app.tabs import data_exchange, data_filter
 from app.tabs.events import EVERY, LAST, in_turn, kept
+from app.words import warning
 from storage import browse, checkpoints, numbers, stories, studies
 
 KINDS = ("Pictures", "Pairs", "Labels")
@@ -67,7 +68,7 @@ def build(lab: Lab) -> None:
         try:
             return listed(lab, number, *values)
         except ValueError as error:
-            return {"kind": "pictures", "items": [], "empty": ""}, f"⚠️ {error}", 0, gr.skip(), gr.skip()
+            return {"kind": "pictures", "items": [], "empty": ""}, warning(error), 0, gr.skip(), gr.skip()
 
     def enter(study_id):
         people = [("anyone", 0), *((row.name, row.id) for row in studies.list_annotators(lab.store))]

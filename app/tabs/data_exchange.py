@@ -13,6 +13,7 @@ from app.components.choice import Choice
 from app.lab import Lab
 from app.story import megabytes
 from app.tabs.events import EVERY, LAST, ONCE, in_turn, kept
+from app.words import warning
 from lpo.places import resolve_base
 from storage.jobs import JobError
 
@@ -81,14 +82,14 @@ def build(lab: Lab) -> tuple[Callable, gr.State]:
         try:
             start_export(lab, study_id, kind)
         except ValueError as error:
-            return f"⚠️ {error}", gr.skip(), gr.skip(), gr.skip()
+            return warning(error), gr.skip(), gr.skip(), gr.skip()
         return "", *progress(lab)
 
     def bring_in(files, path, study_id, base):
         try:
             start_import(lab, files, path, study_id or None, base)
         except ValueError as error:
-            return f"⚠️ {error}", *[gr.skip()] * 5
+            return warning(error), *[gr.skip()] * 5
         return "", None, "", *progress(lab)
 
     def act(event: gr.EventData):

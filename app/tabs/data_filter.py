@@ -18,6 +18,7 @@ from app.filter_html import GATE_HEAD, START, STYLE, pairs_html, state_html
 from app.filter_html import words as told_words
 from app.lab import Lab
 from app.tabs.events import EVERY, LAST, ONCE, QUIET, in_turn, kept
+from app.words import warning
 from storage import filters, gaps, mpcf
 from storage.data_models import GAP_COLUMNS
 
@@ -185,14 +186,14 @@ def _sources(lab: Lab, study: gr.Dropdown) -> tuple[Callable, list[Dependency]]:
         try:
             start_csv(lab, path, import_id, study_id)
         except ValueError as error:
-            return f"⚠️ {error}"
+            return warning(error)
         return told
 
     def computed(study_id, *paths):
         try:
             start_scorers(lab, study_id, dict(zip([key for key, _ in FIELDS], paths, strict=True)))
         except ValueError as error:
-            return f"⚠️ {error}"
+            return warning(error)
         return told
 
     listing = {"fn": imports, "inputs": [study, imported], "outputs": imported, **turns, **LAST}

@@ -11,6 +11,7 @@ from app.components.choice import Choice
 from app.components.pair_picker import pair_picker
 from app.lab import Lab
 from app.tabs.events import EVERY, ONCE, QUIET, in_turn, kept
+from app.words import warning
 from lpo.export_card import plain
 from storage import StorageError
 from storage import jobs as queue
@@ -85,7 +86,7 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
         try:
             job_id, _ = pairs.generate(lab, text, each, first, second, sampler)
         except ValueError as error:
-            return gr.skip(), gr.skip(), f"⚠️ {error}", gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), warning(error), gr.skip(), gr.skip()
         return job_id, pairs.job_line(lab, job_id), "", gr.Timer(active=True), gr.Button(visible=True)
 
     def tick(job_id):
@@ -98,7 +99,7 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
         try:
             queue.request_stop(lab.store, job_id)
         except StorageError as error:
-            return gr.skip(), f"⚠️ {error}"
+            return gr.skip(), warning(error)
         return "Stopping after the pictures in hand.", ""
 
     turns, asked = in_turn("label-pairs"), [text, each, first, second, steps, guidance, eta]
@@ -153,14 +154,14 @@ def _studies_form(lab: Lab, picker: gr.HTML) -> tuple[gr.Dropdown, gr.Markdown]:
         try:
             row = lab.choose_study(int(study_id))
         except (TypeError, ValueError) as error:
-            return gr.skip(), f"⚠️ {error}", lab.current_study().id
+            return gr.skip(), warning(error), lab.current_study().id
         return {"study": row.id}, describe(lab), row.id
 
     def create(name, base, question, text, file):
         try:
             row, train, heldout = pairs.new_study(lab, name, base, question, text, file)
         except ValueError as error:
-            return gr.skip(), gr.skip(), gr.skip(), f"⚠️ {error}"
+            return gr.skip(), gr.skip(), gr.skip(), warning(error)
         options = [(each.name, each.id) for each in lab.studies()]
         line = f"“{plain(row.name)}” has {train} training and {heldout} held-out prompts; first pairs are on their way."
         if heldout == 0 or train == 0:

@@ -18,6 +18,7 @@ from app.components.choice import Choice
 from app.lab import Lab
 from app.tabs import base_form, train_models, train_queue
 from app.tabs.events import LAST, ONCE, QUIET, in_turn, kept
+from app.words import warning
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
 from lpo.preflight import family
 from storage import numbers, studies
@@ -198,7 +199,7 @@ def _finish(
             same = training.command(kind, preset, config, devices, heldout)
             return training.estimate(lab, kind, config, devices, usable), same
         except ValueError as error:
-            return f"⚠️ {error}", ""
+            return warning(error), ""
 
     def begin(filled, devices, *values):
         """Returns the sentence for the form and the new job's id, which the queue then shows."""
@@ -213,7 +214,7 @@ def _finish(
                 raise ConfigError("There is no label to train on yet; give some answers in the Label tab first.")
             job = jobs.submit(lab, kind, {**to_dict(config), jobs.PROCESSES: devices}, lab.current_study().id)
         except ValueError as error:
-            return f"⚠️ {error}", gr.skip()
+            return warning(error), gr.skip()
         return "It is in the queue, and goes on if you close this page.", job
 
     base = gr.Textbox(base_form.base_of(lab), visible=False)

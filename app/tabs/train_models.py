@@ -8,6 +8,7 @@ from app import models
 from app.components.choice import Choice
 from app.lab import Lab
 from app.tabs.events import EVERY, LAST, ONCE, QUIET, in_turn, kept
+from app.words import warning
 
 STYLE = """
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
@@ -60,7 +61,7 @@ def export_tab(lab: Lab, chosen: gr.State, tab: gr.Tab, saved: gr.State) -> None
         try:
             models.export(lab, which, layout, dtype, alone)
         except ValueError as error:
-            return f"⚠️ {error}", gr.skip(), gr.skip()
+            return warning(error), gr.skip(), gr.skip()
         return "", *state(job_id)
 
     filled = [which, layout, dtype, alone, note, listing, timer]
@@ -97,7 +98,7 @@ def import_form(lab: Lab) -> Callable:
         try:
             models.take_in(lab, kind, path, name, base if kind == "lrm" else "")
         except ValueError as error:
-            return f"⚠️ {error}", gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return warning(error), gr.skip(), gr.skip(), gr.skip(), gr.skip()
         return "", "", "", *state()
 
     kind.change(lambda value: gr.Textbox(visible=value == "lrm"), kind, base, **QUIET)
