@@ -9,6 +9,7 @@ from pathlib import Path
 
 from app import jobs
 from app.lab import Lab
+from lpo.calibration import wilson
 from lpo.config import CONFIGS, ConfigError, LPOConfig, LRMConfig, from_dict, from_preset, to_args
 from storage import jobs as queue
 
@@ -212,10 +213,8 @@ def outcome(kind: str, result: dict | None) -> str:
 
 def _at_least_wilson(accuracy: dict, n: int) -> tuple[float, float]:
     """The interval, never narrower than Wilson's for n independent labels: a bootstrap of few prompts is too sure."""
-    p, z = accuracy["value"], 1.96
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return min(accuracy["low"], middle - half), max(accuracy["high"], middle + half)
+    low, high = wilson(accuracy["value"], n)
+    return min(accuracy["low"], low), max(accuracy["high"], high)
 
 
 def run_name(lab: Lab, job: dict) -> str:

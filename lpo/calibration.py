@@ -65,8 +65,9 @@ def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prom
       is left out, equal scores count half, a soft label counts as its majority.
     - log_loss: nats a pair, of sigmoid(margin / temperature), ties included.
     - ece: sum over BINS of |mean P - mean target| for the side that the model favours, weighted by the bin's share.
-    Intervals: percentiles of a bootstrap that resamples prompts. Where every prompt agrees it would have no width
-    (0 or 1), so accuracy is then widened to the Wilson interval of that many prompts. `resamples` 0: no intervals.
+    Intervals: percentiles of a bootstrap that resamples prompts, None for a single one. Where every prompt agrees (0 or
+    1), or one alone decided, it would have no width: accuracy then has the Wilson interval of that many prompts.
+    `resamples` 0: no intervals.
     """
     margins = np.asarray(margins, dtype=np.float64)
     draws = margins.shape[1] if margins.ndim == 2 else 1
@@ -91,16 +92,22 @@ def describe(margins: np.ndarray, targets: np.ndarray, weights: np.ndarray, prom
     gap = np.stack([per_prompt(weights * (confidence - favoured) * (bins == b)) for b in range(BINS)], axis=-1)
     total = per_prompt(weights)
     rng = np.random.default_rng(seed)
-    picks = rng.multinomial(n, np.full(n, 1 / n), size=resamples) if n else np.zeros((0, 0))
+    picks = rng.multinomial(n, np.full(n, 1 / n), size=resamples) if n > 1 else np.zeros((0, n))
     accuracy = _ratio(per_prompt(correct), per_prompt(counts), picks, level)
-    if accuracy.value in (0.0, 1.0):
-        decided = int((per_prompt(counts) > 0).sum())
-        z2 = 1.96 ** 2
-        edge = z2 / (decided + z2)
-        accuracy = Estimate(accuracy.value, 0.0, edge) if accuracy.value == 0 else Estimate(1.0, 1 - edge, 1.0)
+    decided = int((per_prompt(counts) > 0).sum())
+    if accuracy.value in (0.0, 1.0) or decided == 1:
+        accuracy = Estimate(accuracy.value, *wilson(accuracy.value, decided))
     return {"pairs": len(targets) // draws, "decided": int((counts > 0).sum()) // draws, "prompts": n,
             "accuracy": asdict(accuracy), "log_loss": asdict(_ratio(per_prompt(loss), total, picks, level)),
             "ece": asdict(_ratio(gap, total, picks, level))}
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share in [0, 1] of n independent observations."""
+    z = 1.96
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = ((middle + side) / (1 + z * z / n) for side in (-half, half))
+    return min(low, share), max(high, share)  # at 0 and 1 rounding would leave it outside
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray, picks: np.ndarray, level: float) -> Estimate:

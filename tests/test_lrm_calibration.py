@@ -96,6 +96,14 @@ def test_nothing_to_measure_and_all_right() -> None:
     assert perfect["value"] == 1.0 and 0.8 < perfect["low"] < 0.9 and perfect["high"] == 1.0
 
 
+def test_one_prompt_alone_is_not_sure_of_itself() -> None:
+    """Its pairs resemble each other, and there is no other prompt to draw instead."""
+    found = describe(np.array([1.0, -1.0, 1.0]), np.ones(3), np.ones(3), ["a"] * 3)
+    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert found["accuracy"]["low"] < 0.15 and found["accuracy"]["high"] > 0.95
+    assert found["log_loss"]["low"] is None and found["ece"]["high"] is None
+
+
 def test_a_handful_of_pairs_may_give_a_value_without_an_interval() -> None:
     """The one resample may hold nothing but the tie; an evaluation while training asks for no resample at all."""
     margins, targets, weights, prompts = [1.0, 2.0, 3.0], [0.5, 0.5, 1.0], [1.0] * 3, ["a", "b", "c"]
