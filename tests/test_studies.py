@@ -89,13 +89,20 @@ def test_a_file_that_is_no_model_is_refused_without_a_word_of_it(lab, tmp_path):
 
 
 def test_nothing_is_traced_with_the_settings_of_another_base(lab):
+    """And the refusal stands until the next press: neither a running trace nor the opening of the tab covers it."""
     with gr.Blocks() as blocks, gr.Tabs(), gr.Tab("Curves"):
         curves.build(lab)
-    trace = next(handler for handler in blocks.fns.values() if handler.name == "trace")
+    handlers = {handler.name: handler for handler in blocks.fns.values()}
+    trace = handlers["trace"]
     on_the_page = [each.value for each in trace.inputs]
     lab.choose_study(studies.create_study(lab.store, "Tiny", base=TINY).id)  # on another page
-    _, told, *_ = trace.fn(None, *on_the_page)
+    _, told, *_, refused = trace.fn(None, *on_the_page)
     assert told.startswith("⚠️ Nothing was traced: meanwhile the study is on another base")
+    assert handlers["tick"].fn(None, False, refused)[0] == told
+    assert handlers["look"].fn(None, False, refused)[1] == told
+    assert handlers["tick"].fn(None, False, "")[0] == curves.HELLO
+    for name in ("enter", "trace"):  # which end it
+        assert handlers[name].outputs[-1] is handlers["tick"].inputs[-1]
 
 
 SLOW_LINE = """() => {

@@ -87,7 +87,8 @@ def _layout(lab: Lab) -> tuple[Asked, Buttons, Shown]:
 
 
 def build(lab: Lab) -> None:
-    """The tab. Its Gradio state is only what is being looked at: job, trajectories and LRMs."""
+    """The tab. Its Gradio state is only what is being looked at: job, trajectories and LRMs; and what the last press of
+    Trace was refused with, so that nothing drawn later covers it."""
     tab = Context.block
     asked, buttons, shown = _layout(lab)
     search = search_form.build("curves")
@@ -99,7 +100,7 @@ def build(lab: Lab) -> None:
         {name: form.show(config) for name, config in presets.items()},
     )
     base = gr.Textbox(visible=False)
-    looking = gr.State(None)
+    looking, refused = gr.State(None), gr.State("")
     filled = gr.State(None)  # the study whose last choice the form was given; from then on it is the person's
 
     def trace(page: gr.Request, prompt, seeds, policies, lrms, show, filled, *values):
@@ -108,13 +109,14 @@ def build(lab: Lab) -> None:
                 raise ConfigError(OTHER_BASE)
             request = plan(lab, form, prompt, seeds, policies, lrms, values, jobs.trace_line(lab, "curves", page))
         except (ConfigError, ValueError) as error:
-            return gr.skip(), warning(error), gr.skip(), gr.skip()
+            return gr.skip(), warning(error), gr.skip(), gr.skip(), warning(error)
         choice = {"prompt": prompt, "seeds": seeds, "policies": policies, "lrms": lrms, "request": request}
         remember(lab, choice)
-        return request, *draw(lab, request, show)
+        return request, *draw(lab, request, show), ""
 
-    def tick(request, show):
-        return draw(lab, request, show)
+    def tick(request, show, refused):
+        text, *drawn = draw(lab, request, show)
+        return refused or text, *drawn
 
     def enter(filled, seen, policies, lrms, below, scorer):
         """Fresh choices, and at the first visit or if the Train tab asks for it, the last choice."""
@@ -131,6 +133,7 @@ def build(lab: Lab) -> None:
             study,
             seen,
             base_form.base_of(lab),
+            "",
         )
 
     def add_search(policies, *values):
@@ -146,29 +149,29 @@ def build(lab: Lab) -> None:
         left = [value for value in policies if choices.split(value)[1] is None]
         return gr.Dropdown(choices.sampling_policies(lab), value=left), "The searches are off the lists."
 
-    def look(page: gr.Request, show, *given):
+    def look(page: gr.Request, show, refused, *given):
         """The curves of the last request; "Look at its curves" of the Train tab asks for new ones."""
         last = last_choice(lab)
         if last.pop("go", False):
             remember(lab, last)
             return trace(page, *given[:4], show, *given[4:])
         request = last.get("request")
-        return request, *draw(lab, request, show)
+        return request, *tick(request, show, refused), refused
 
     turns = in_turn("curves")
     for event in (buttons.go.click, asked.prompt.submit, asked.seeds.submit):
-        event(trace, [*asked, buttons.siblings, settings.base, *form.inputs], [looking, *shown], **turns)
+        event(trace, [*asked, buttons.siblings, settings.base, *form.inputs], [looking, *shown, refused], **turns)
     for event in (shown.timer.tick, buttons.siblings.change):
-        event(tick, [looking, buttons.siblings], [*shown], **turns)
+        event(tick, [looking, buttons.siblings, refused], [*shown], **turns)
     buttons.other.click(lambda text: example_prompt(lab, text), asked.prompt, asked.prompt, **turns)
     search.go.click(add_search, [asked.policies, *search.inputs], [asked.policies, search.told], **turns)
     search.forget.click(forget_searches, asked.policies, [asked.policies, search.told], **turns)
     opened, seen = base_form.noted(tab.select, settings.inputs)
     entering = [filled, seen, asked.policies, asked.lrms, *search.fresh]
-    entered = [*asked, *search.fresh, filled, seen, base]
+    entered = [*asked, *search.fresh, filled, seen, base, refused]
     opened = base_form.follow(opened.then(enter, entering, entered, **turns, **LAST), seen, base, settings)
-    given = [buttons.siblings, *asked, settings.base, *form.inputs]
-    opened.then(look, given, [looking, *shown], **turns, **LAST)
+    given = [buttons.siblings, refused, *asked, settings.base, *form.inputs]
+    opened.then(look, given, [looking, *shown, refused], **turns, **LAST)
 
 
 def _still(options: list[tuple[str, str]], chosen: list[str], fill: bool) -> gr.Dropdown:
