@@ -117,15 +117,17 @@ class Refill:
     def __init__(self, lab: Lab):
         self.lab = lab
         self._job: str | None = None
+        self._study: int | None = None  # the failures are those of its base
         self._failures = 0
         self._not_before = 0.0
 
     def step(self) -> None:
         """Submits a job for a few pairs, if they are needed and nothing speaks against it."""
-        store = self.lab.store
+        store, study = self.lab.store, self.lab.current_study()
+        if study.id != self._study:
+            self._study, self._failures, self._not_before = study.id, 0, 0.0
         if time.monotonic() < self._not_before:
             return
-        study = self.lab.current_study()
         active = queue.list_jobs(store, lane="interactive", states=("queued", "running", "stopping"))
         if active:
             for job in active:
@@ -159,7 +161,7 @@ class Refill:
         if job.state == "done":
             queue.delete_job(self.lab.store, job.id)
             self._failures = 0
-        else:
+        elif job.study_id == self._study:
             self._failures += 1
             self._not_before = time.monotonic() + min(600.0, 15.0 * 2**self._failures)
 

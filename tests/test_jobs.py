@@ -171,6 +171,10 @@ def test_filling_gives_way_and_backs_off_after_a_failure(lab):
     end(lab, job["id"], lambda store, job_id, worker: queue.fail(store, job_id, worker, "no model"))
     refill.step()
     assert len(queued_pairs(lab)) == 1, "it waits before it tries again"
+    other = labels.create_study(lab.store, "Another", base="scenes")
+    lab.choose_study(other.id)
+    refill.step()
+    assert {each["study_id"] for each in queued_pairs(lab)} == {other.id, job["study_id"]}, "not for another base"
 
 
 def test_filling_uses_the_whole_pause_of_a_training_that_made_room(lab):

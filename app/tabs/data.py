@@ -156,7 +156,10 @@ def _empty(lab: Lab, kind: str) -> str:
     """What to do when there is nothing to show."""
     total, _ = PAGES[kind](lab.store, browse.Filters(), 0, 1)
     if total:
-        return "Nothing matches these filters. Take words out, or set those under “More filters” back to “any”."
+        return (
+            "Nothing matches these filters. Take words out, choose another study, or set those under “More filters” "
+            "back to “any”."
+        )
     if kind == "Labels":
         return "No label yet: give some answers in the Label tab, or import a data set below (Export and import)."
     return "No pictures yet: the Label tab makes the first pairs; or import a data set below (Export and import)."
