@@ -40,7 +40,7 @@ SECURITY_HEADERS = {
 }
 
 LOGIN_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Preference Lab</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>body{font:16px system-ui,sans-serif;display:grid;place-items:center;min-height:90vh;margin:0;color:#1e293b}
 form{display:grid;gap:.8rem;width:min(20rem,88vw)} input,button{font:inherit;padding:.6rem;border-radius:.4rem;
 border:1px solid #94a3b8} button{background:#4f46e5;color:#fff;border:0} p{color:#b91c1c;margin:0;min-height:1.2em}

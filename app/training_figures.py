@@ -100,7 +100,7 @@ def _grid(panels: list[dict], rows: list[dict], columns: int) -> dict:
             "title": {"text": panel.get("x", "step"), "standoff": 2},
             "zeroline": False,
             "fixedrange": True,
-            "nticks": 5,
+            "nticks": 4,  # of five, 0.001 and so on touch each other
             **({"range": [1000, 0]} if panel.get("reverse") else {}),
         }
         layout[f"yaxis{number}"] = {

@@ -127,7 +127,9 @@ def test_the_password_guards_everything(signer):
 
 def test_logging_in(signer):
     browser = client(signer, "secret", base="http://192.168.1.2:7860")
-    assert 'type="password"' in browser.get("/login").text
+    asked = browser.get("/login").text
+    assert 'type="password"' in asked
+    assert 'rel="icon"' in asked  # else the browser asks for one, is refused, and says so in its console
     wrong = browser.post("/login", data={"password": "<script>"})
     assert wrong.status_code == 401 and "<script>" not in wrong.text and "set-cookie" not in wrong.headers
     right = browser.post("/login", data={"password": "secret"})
