@@ -199,6 +199,12 @@ def test_a_request_becomes_one_job_and_is_remembered_for_its_study(lab):
     assert value["figure"]["data"][0]["x"] == []
 
 
+def test_the_first_lrm_of_a_study_is_chosen_when_the_tab_is_opened_again():
+    offered = [("LRM 2", "2"), ("LRM 1", "1")]
+    assert curves._still(offered, [], False).value == ["2"]
+    assert curves._still(offered, ["1", "3"], False).value == ["1"]
+
+
 def test_what_is_stored_already_asks_for_no_job(lab):
     request = curves.plan(lab, Form(), "a star", "0", ["base"], ["scenes"], (), "line")
     key = request["traces"][0]["key"]

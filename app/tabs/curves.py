@@ -176,10 +176,10 @@ def build(lab: Lab) -> None:
 
 def _still(options: list[tuple[str, str]], chosen: list[str], fill: bool) -> gr.Dropdown:
     """Fresh choices for a list to choose several from. It is given a value, what is left of `chosen` or else the first,
-    only if it is to be filled or something chosen is gone."""
+    only if it is to be filled, or something chosen is gone, or nothing is chosen: there was no LRM yet, perhaps."""
     values = [value for _, value in options]
     left = [value for value in chosen if value in values]
-    return gr.Dropdown(options, value=left or values[:1]) if fill or left != chosen else gr.Dropdown(options)
+    return gr.Dropdown(options, value=left or values[:1]) if fill or left != chosen or not left else gr.Dropdown(options)
 
 
 def plan(
