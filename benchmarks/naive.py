@@ -55,7 +55,7 @@ class Naive:
         shape = policy.latent_shape(config.height, config.width)
         x_t = torch.stack([rng.normal(shape, config.seed, "start", iteration, row) for row in rows]).to(policy.device)
         kept: list[Pair] = []
-        for index, (t, prev_t, _branched, limit) in enumerate(self.plan.steps):
+        for index, (t, prev_t, _branched, limit) in enumerate(self.plan):
             prediction = policy.predict(x_t, t, conditioning, config.guidance_scale)
             _, mean, std = policy.transition(x_t, prediction, t, prev_t, config.eta)
             noise = sibling_noise(config, iteration, list(rows), index, shape).to(x_t)

@@ -54,11 +54,7 @@ class LPOTrainer:
         self.lrm.tune(config)
         space = latent_space(self.lrm, config.policy.base)
         require_same(
-            space,
-            self.policy.fingerprint(),
-            config.lrm,
-            config.policy.base,
-            allow_mismatch=config.allow_latent_mismatch,
+            space, self.policy.fingerprint(), config.lrm, config.policy.base, config.allow_latent_mismatch
         )
         self.policy.add_trainable_adapter(config.lora_rank, config.lora_targets, config.seed)
         if config.gradient_checkpointing:
@@ -68,7 +64,7 @@ class LPOTrainer:
         self.weights = self.policy.trainable_parameters()
         self.optimizer = torch.optim.AdamW(self.weights.values(), lr=config.lr, weight_decay=config.weight_decay)
         self.plan = plan(self.policy, config)
-        if not any(branched for _, _, branched, _ in self.plan.steps):
+        if not any(step.branched for step in self.plan):
             raise ConfigError(
                 f"No step between t_min {config.t_min} and t_max {config.t_max} has noise: there is nothing to compare."
             )
@@ -76,9 +72,7 @@ class LPOTrainer:
         self.heldout = HeldOut(self.policy, self.lrm, heldout, config, ranks)
         self.step = 0  # finished iterations
         self.updates = 0  # optimiser steps
-        self.pending: list[Pair] | None = (
-            None  # the iteration's kept pairs, in training order, once it has been sampled
-        )
+        self.pending: list[Pair] | None = None  # once sampled: the iteration's kept pairs, in training order
         self.trained = 0  # how many of them have been
         self.sums: dict = {}  # what the iteration's metrics are made from
         self.last: dict = {}
@@ -133,7 +127,7 @@ class LPOTrainer:
         gaps = self.ranks.gather(torch.stack(gaps, dim=1), n).T.contiguous()  # (steps, B)
         order = rng.permutation(len(kept), self.config.seed, "pairs", self.step)
         self.pending, self.trained = [kept[i] for i in order], 0
-        branched = [t for t, _, yes, _ in self.plan.steps if yes]
+        branched = [step.t for step in self.plan if step.branched]
         self.sums = {
             "kept": {t: (sum(pair.t == t for pair in kept), n) for t in branched},
             "reward": float(torch.stack([step.mean() for step in scores]).mean()),
@@ -145,7 +139,7 @@ class LPOTrainer:
     def _exchange(self, kept: list[Pair]) -> list[Pair]:
         """Every rank's kept pairs, to every rank, ordered by step and row: the order in which one process keeps them.
         They wait for their minibatch on the CPU."""
-        index = {t: i for i, (t, _, _, _) in enumerate(self.plan.steps)}
+        index = {step.t: i for i, step in enumerate(self.plan)}
         shape = self.policy.latent_shape(self.config.height, self.config.width)
         latents = [torch.stack([pair.x_t, pair.winner, pair.loser]) for pair in kept]
         packed = torch.stack(latents).float().cpu() if kept else torch.zeros(0, 3, *shape)
@@ -154,8 +148,7 @@ class LPOTrainer:
         places = self.ranks.gather_uneven(places).tolist()
         found = []
         for (step, row), (x_t, winner, loser) in sorted(zip(places, packed, strict=True), key=lambda pair: pair[0]):
-            t, prev_t = self.plan.steps[step][:2]
-            found.append(Pair(x_t, winner, loser, t, prev_t, row))
+            found.append(Pair(x_t, winner, loser, self.plan[step].t, self.plan[step].prev_t, row))
         return found
 
     def _update(self, batch: Sequence[Pair], conditioning: Conditioning) -> None:
@@ -213,10 +206,11 @@ class LPOTrainer:
 
     def _step_weights(self) -> dict[float, float]:
         """Loss weight of every branched step: 1, or for 'equal' the inverse of its gradient weight, with mean 1."""
-        steps = [(t, prev_t) for t, prev_t, branched, _ in self.plan.steps if branched]
+        steps = [step for step in self.plan if step.branched]
         if self.config.timestep_weighting == "none":
-            return {t: 1.0 for t, _ in steps}
-        inverse = {t: 1 / float(self.policy.step_sensitivity(t, prev_t, self.config.eta)) for t, prev_t in steps}
+            return {step.t: 1.0 for step in steps}
+        eta = self.config.eta
+        inverse = {step.t: 1 / float(self.policy.step_sensitivity(step.t, step.prev_t, eta)) for step in steps}
         mean = sum(inverse.values()) / len(inverse)
         return {t: weight / mean for t, weight in inverse.items()}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,15 +39,17 @@ class Branching:
     pairs: list[Pair]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The steps of a roll-out: (t, prev_t, branched?, threshold), ending with the last branched one."""
+class PlannedStep(NamedTuple):
+    """A step of a roll-out: from t to prev_t, branched or not, with its threshold on p_w - p_l."""
 
-    steps: list[tuple[float, float, bool, float]]
+    t: float
+    prev_t: float
+    branched: bool
+    threshold: float
 
 
-def plan(policy: Backbone, config: LPOConfig) -> Plan:
-    """Which steps are branched: those with noise, t_min <= t <= t_max. Nothing after the last of them is sampled.
+def plan(policy: Backbone, config: LPOConfig) -> list[PlannedStep]:
+    """The steps that are sampled, up to the last branched one. Branched are those with noise, t_min <= t <= t_max.
 
     Thresholds span the noisy steps of the whole schedule, whatever window is trained.
     """
@@ -57,7 +60,7 @@ def plan(policy: Backbone, config: LPOConfig) -> Plan:
     limits = thresholds(config.threshold, config.threshold_min, config.threshold_max, times, stds).tolist()
     useful = [std > 0 and config.t_min <= t <= config.t_max for (t, _), std in zip(pairs, stds.tolist(), strict=True)]
     length = max((i + 1 for i, yes in enumerate(useful) if yes), default=0)
-    return Plan([(*pairs[i], useful[i], limits[i]) for i in range(length)])
+    return [PlannedStep(*pairs[i], useful[i], limits[i]) for i in range(length)]
 
 
 def sibling_noise(config: LPOConfig, iteration: int, rows: Sequence[int], step: int, shape: tuple) -> Tensor:
@@ -80,7 +83,7 @@ def rollout(
     conditioning: Conditioning,
     config: LPOConfig,
     iteration: int,
-    steps: Plan,
+    steps: Sequence[PlannedStep],
     first_row: int = 0,
 ) -> Iterator[Branching | None]:
     """Sample B prompts once. Yields a Branching after every branched step and None after the others.
@@ -90,7 +93,7 @@ def rollout(
     shape = policy.latent_shape(config.height, config.width)
     rows = [first_row + b for b in range(len(prompts))]
     x_t = torch.stack([normal(shape, config.seed, "start", iteration, row) for row in rows]).to(policy.device)
-    for index, (t, prev_t, branched, limit) in enumerate(steps.steps):
+    for index, (t, prev_t, branched, limit) in enumerate(steps):
         prediction = policy.predict(x_t, t, conditioning, config.guidance_scale)
         _, mean, std = policy.transition(x_t, prediction, t, prev_t, config.eta)
         if not branched:

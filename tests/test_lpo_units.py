@@ -133,15 +133,15 @@ def test_antithetic_siblings_mirror():
 
 
 def test_roll_out_ends_with_the_last_useful_step(policy):
-    assert [t for t, *_ in plan(policy, config()).steps] == [751, 501, 251, 1]
-    window = plan(policy, config(t_min=400, t_max=600)).steps
+    assert [t for t, *_ in plan(policy, config())] == [751, 501, 251, 1]
+    window = plan(policy, config(t_min=400, t_max=600))
     assert [(t, branched) for t, _, branched, _ in window] == [(751, False), (501, True)]
 
 
 def test_a_step_without_noise_is_never_branched():
     policy = load_policy(Policy(BASE), "cpu")
     policy.process.alphas[-1] = 1.0  # as with set_alpha_to_one: the last step then has std 0
-    assert [t for t, *_ in plan(policy, config()).steps] == [751, 501, 251]
+    assert [t for t, *_ in plan(policy, config())] == [751, 501, 251]
 
 
 @pytest.mark.parametrize("changes", [{}, {"antithetic": True}, {"t_min": 400}, {"score_timestep": "parent"}])

@@ -290,10 +290,10 @@ def test_the_last_step_has_no_noise_and_is_never_branched(base, lrm):
     policy = load_policy(Policy(base), "cpu")
     for eta in (0.2, 1.0):
         config = LPOConfig(policy=Policy(base), steps=20, eta=eta, device="cpu")
-        steps = plan(policy, config).steps
+        steps = plan(policy, config)
         assert len(steps) == 19 and all(branched for *_, branched, _ in steps)
         assert [t for t, *_ in steps] == policy.timesteps(20)[:-1] and steps[-1][1] == policy.timesteps(20)[-1]
-    window = plan(policy, LPOConfig(policy=Policy(base), steps=20, t_min=901, device="cpu")).steps
+    window = plan(policy, LPOConfig(policy=Policy(base), steps=20, t_min=901, device="cpu"))
     assert all(t >= 901 for t, *_ in window) and window
 
 
