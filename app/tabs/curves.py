@@ -179,7 +179,8 @@ def _still(options: list[tuple[str, str]], chosen: list[str], fill: bool) -> gr.
     only if it is to be filled, or something chosen is gone, or nothing is chosen: there was no LRM yet, perhaps."""
     values = [value for _, value in options]
     left = [value for value in chosen if value in values]
-    return gr.Dropdown(options, value=left or values[:1]) if fill or left != chosen or not left else gr.Dropdown(options)
+    stands = left and left == chosen and not fill
+    return gr.Dropdown(options) if stands else gr.Dropdown(options, value=left or values[:1])
 
 
 def plan(
