@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from lpo.backbones import pick_device
+from lpo.backbones.source import reason
 from lpo.config import ConfigError
 
 
@@ -42,8 +43,8 @@ class Clip:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ConfigError(f"{folder} cannot be loaded as a CLIP model ({reason}); download it again.") from error
+            told = f"{folder} cannot be loaded as a CLIP model ({reason(error)}); download it again."
+            raise ConfigError(told) from error
         self.model.requires_grad_(False)
         self.device = device
         self.longest = self.model.config.text_config.max_position_embeddings

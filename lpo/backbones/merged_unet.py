@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import UNet2DConditionModel
 
+from lpo.backbones.source import reason
 from lpo.config import ConfigError
 from lpo.places import unet_source
 
@@ -22,8 +23,7 @@ def replace_unet(network: torch.nn.Module, unet: str, base: str) -> None:
             source, subfolder=subfolder, torch_dtype=network.dtype, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"The UNet {unet} could not be loaded from safetensors: {reason}") from error
+        raise ConfigError(f"The UNet {unet} could not be loaded from safetensors: {reason(error)}.") from error
     try:
         network.load_state_dict(merged.state_dict())
     except RuntimeError as error:

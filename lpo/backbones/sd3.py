@@ -18,7 +18,7 @@ from lpo.backbones.lora import AdapterStack
 from lpo.backbones.mmdit import FEATURE_LAYER, check_layer, guided_features
 from lpo.backbones.sd3_text import TextTowers
 from lpo.backbones.sd3_trunk import StableDiffusion3Trunk, without_t5
-from lpo.backbones.source import load_part
+from lpo.backbones.source import load_part, reason
 from lpo.backbones.trunk import cast
 from lpo.config import ConfigError
 
@@ -69,8 +69,8 @@ class StableDiffusion3(LatentDiffusion):
             )
             scheduler = load_part(FlowMatchEulerDiscreteScheduler, source, "scheduler")
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise ConfigError(f"The model {base} could not be loaded as Stable Diffusion 3: {reason}") from error
+            told = f"The model {base} could not be loaded as Stable Diffusion 3: {reason(error)}."
+            raise ConfigError(told) from error
         return cls(transformer, vae, towers, scheduler, base, device, dtype)
 
     @classmethod

@@ -93,8 +93,13 @@ def load_parts(kinds: dict[str, type], pipeline: str, source: str, base: str, dt
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"The model {base} could not be loaded as {pipeline}: {reason}") from error
+        raise ConfigError(f"The model {base} could not be loaded as {pipeline}: {reason(error)}.") from error
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library says went wrong, for the end of a sentence."""
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    return said[0][:200].rstrip(".: ")
 
 
 def plain_config(part: ModelMixin | PreTrainedModel) -> dict:
