@@ -240,6 +240,30 @@ def test_the_labels_are_counted_once_when_the_tab_is_opened(lab, labelled_study,
     assert len(counted) == 1
 
 
+def test_nobody_trains_on_the_labels_of_a_study_that_the_tab_does_not_show(lab, labelled_study):
+    with gr.Blocks() as blocks, gr.Tabs(), gr.Tab("Train"):
+        train.build(lab)
+    handlers = list(blocks.fns.values())
+    enter = next(handler for handler in handlers if handler.name == "enter")
+    begin = next(handler for handler in handlers if handler.name == "begin")
+    place = next(i for i, each in enumerate(enter.outputs) if each is begin.inputs[1])
+
+    def press(study):
+        values = [each.value for each in begin.inputs]
+        return begin.fn(values[0], study, *values[2:])[0]
+
+    def shown():
+        return enter.fn(*(each.value for each in enter.inputs))[place]
+
+    before = shown()
+    other = storage.labels.create_study(lab.store, "Mine <b>", base="scenes")
+    lab.choose_study(other.id)  # on another page
+    assert "the study “Mine &lt;b&gt;” was chosen" in press(before)
+    assert "no label to train on yet" in press(shown())
+    lab.choose_study(labelled_study.id)
+    assert "in the queue" in press(before) and "in the queue" in press(None)
+
+
 def test_a_training_without_a_step_shows_a_sentence_for_plots(lab):
     value = train_queue.figure(jobs.describe(lab, write_run(lab, "train-lpo", [])))
     assert value["figure"]["data"] == [] and "before the first step" in value["note"]

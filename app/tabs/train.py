@@ -20,6 +20,7 @@ from app.tabs import base_form, train_models, train_queue
 from app.tabs.events import LAST, ONCE, QUIET, in_turn, kept
 from app.words import warning
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
+from lpo.export_card import plain
 from lpo.preflight import family
 from storage import numbers, studies
 
@@ -30,6 +31,18 @@ CHANGED = (
     "⚠️ Nothing was started: the study is on another base than the one that this form was filled for. Now it has the "
     "settings of the new base; look at them and press once more."
 )
+
+OTHER = (
+    "⚠️ Nothing was started: meanwhile the study “{}” was chosen, on this page or another. The labels told above are "
+    "its own now; press once more to train on them."
+)
+
+
+class Counted(NamedTuple):
+    """What the tab tells of labels."""
+
+    study: gr.State  # whose they are; None before the tab is opened
+    usable: gr.State  # how many can train, counted when the tab is opened
 
 
 class Half(NamedTuple):
@@ -46,16 +59,16 @@ def build(lab: Lab) -> None:
     """The tab: two forms at the left, the queue at the right."""
     tab = Context.block
     chosen = gr.State(None)  # the id of the job that the right half shows; None for the newest
-    usable = gr.State(0)  # training labels of the study, counted when the tab is opened
+    counted = Counted(gr.State(None), gr.State(0))
     with gr.Row():
         with gr.Column(scale=6, min_width=420, elem_classes="dense"):
             with gr.Tabs(elem_id="train-kinds"):
                 with gr.Tab("1 · Reward model (LRM)", id="lrm", elem_id="train-lrm", elem_classes="dense") as first:
                     enough = gr.Markdown()
-                    lrm = _lrm_form(lab, chosen, usable)
+                    lrm = _lrm_form(lab, chosen, counted)
                 with gr.Tab("2 · Adapter (LPO)", id="lpo", elem_id="train-lpo", elem_classes="dense") as second:
                     gr.Markdown("Trains a LoRA that raises the reward of an LRM, on the study's training prompts.")
-                    lpo = _lpo_form(lab, chosen, usable)
+                    lpo = _lpo_form(lab, chosen, counted)
             imported = train_models.import_form(lab)
         with gr.Column(scale=8, min_width=520, elem_classes="dense"):
             refresh = train_queue.build(lab, chosen)
@@ -77,6 +90,7 @@ def build(lab: Lab) -> None:
             latest,
             _devices(lab, lrm_count),
             _devices(lab, lpo_count),
+            lab.current_study().id,
         )
 
     # From the page, as the chosen LRM is: a gr.State would be ahead of a choice that is still on its way.
@@ -88,7 +102,8 @@ def build(lab: Lab) -> None:
         for what has been typed since the event."""
         event, seen = base_form.noted(event, [*lrm.filled.inputs, *lpo.filled.inputs])
         turns = in_turn("train-offered") | LAST
-        event = event.then(enter, [seen, *pickers], [enough, usable, seen, base, *pickers], **turns)
+        entered = [enough, counted.usable, seen, base, *pickers, counted.study]
+        event = event.then(enter, [seen, *pickers], entered, **turns)
         for half, start in ((lrm, 0), (lpo, len(lrm.filled.inputs))):
             half.told(base_form.follow(event, seen, base, half.filled, start))
         return event
@@ -118,7 +133,7 @@ def _device_picker(lab: Lab, kind: str) -> Choice:
     )  # fmt: skip
 
 
-def _lrm_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
+def _lrm_form(lab: Lab, chosen: gr.State, counted: Counted) -> Half:
     start = from_preset(LRMConfig, family(lab.current_study().base))
     with gr.Row(equal_height=True):
         preset = _preset_picker(lab, "train-lrm")
@@ -131,7 +146,7 @@ def _lrm_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
         folder = init if init == FRESH[1] else choices.lrm(lab, _needed(init, "LRM to start from"))
         return {"base": lab.current_study().base, "init": folder, "pairs": "pairs.jsonl"}
 
-    half = _finish(lab, "train-lrm", "Train the LRM", preset, devices, form, [init], fixed, chosen, usable)
+    half = _finish(lab, "train-lrm", "Train the LRM", preset, devices, form, [init], fixed, chosen, counted)
     # what to start from is the preset's, too
     values = {
         name: [name, from_preset(LRMConfig, name).init, *settings]
@@ -140,7 +155,7 @@ def _lrm_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
     return half._replace(filled=half.filled._replace(inputs=[preset, init, *form.inputs], values=values))
 
 
-def _lpo_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
+def _lpo_form(lab: Lab, chosen: gr.State, counted: Counted) -> Half:
     start = from_preset(LPOConfig, family(lab.current_study().base))
     lrms, policies = choices.lrms(lab), choices.policies(lab)
     with gr.Row(equal_height=True):
@@ -157,7 +172,7 @@ def _lpo_form(lab: Lab, chosen: gr.State, usable: gr.State) -> Half:
             "lrm": choices.lrm(lab, _needed(lrm, "LRM")),
         }
 
-    return _finish(lab, "train-lpo", "Train the adapter", preset, devices, form, [policy, lrm], fixed, chosen, usable)
+    return _finish(lab, "train-lpo", "Train the adapter", preset, devices, form, [policy, lrm], fixed, chosen, counted)
 
 
 def _preset_picker(lab: Lab, kind: str) -> gr.Dropdown:
@@ -174,7 +189,7 @@ def _needed(value: str | None, what: str) -> str:
 
 def _finish(
     lab: Lab, kind: str, label: str, preset, devices, form: forms.Form, pickers: list, fixed, chosen: gr.State,
-    usable: gr.State,
+    counted: Counted,
 ) -> Half:  # fmt: skip
     """The lower half of both forms: time, the button and what came of it, command line.
 
@@ -201,10 +216,12 @@ def _finish(
         except ValueError as error:
             return warning(error), ""
 
-    def begin(filled, devices, *values):
+    def begin(filled, study, devices, *values):
         """Returns the sentence for the form and the new job's id, which the queue then shows."""
         if filled != base_form.base_of(lab):
             return CHANGED, gr.skip()
+        if study not in (None, (current := lab.current_study()).id):
+            return OTHER.format(plain(current.name)), gr.skip()
         try:
             config = config_of(*values)
         except ValueError:  # beside the button stands which one, and why
@@ -220,7 +237,7 @@ def _finish(
     base = gr.Textbox(base_form.base_of(lab), visible=False)
     inputs = [devices, *pickers, *form.inputs]
     changed = [component.change for component in [preset, *inputs]]
-    telling = {"fn": tell, "inputs": [usable, preset, *inputs], "outputs": [cost, line], **LAST}
+    telling = {"fn": tell, "inputs": [counted.usable, preset, *inputs], "outputs": [cost, line], **LAST}
     telling |= in_turn(f"{kind}-tell")
     gr.on(changed, **telling)
     # In the browser, at once, however busy the server is: the button starts the preset that was just chosen, no answer
@@ -228,7 +245,7 @@ def _finish(
     shown = {name: form.show(from_preset(CONFIGS[kind], name)) for name in PRESETS[kind]}
     preset.input(None, preset, list(form.inputs), js=f"name => ({json.dumps(shown)})[name]", **QUIET)
     gr.on([each.input for each in [preset, *inputs]], None, None, told, js="() => ''", **QUIET)
-    started = start.click(begin, [base, *inputs], [told, chosen], **in_turn(train_queue.TURN))
+    started = start.click(begin, [base, counted.study, *inputs], [told, chosen], **in_turn(train_queue.TURN))
     values = {name: [name, *settings] for name, settings in shown.items()}
     filled = base_form.Filled(base, [preset, *form.inputs], values, by_preset=True)
     return Half(started, lambda event: event.then(**telling), devices, pickers, filled)
