@@ -102,7 +102,8 @@ def run(lab: Path, path: Path, until: int | None = None) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.importing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.importing", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000, help="rows of the file, two pictures each")
     parser.add_argument("--size", type=int, default=512, help="pixels of a picture's side")
     parser.add_argument("--group", type=int, default=1000, help="rows of one row group")

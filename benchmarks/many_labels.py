@@ -94,7 +94,8 @@ def fill(folder: Path, count: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.many_labels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.many_labels", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=int, default=1_000_000, help="labels, and as many pairs")
     parser.add_argument("--dir", type=Path, help="a lab that an earlier run left here is used again")
     parser.add_argument("--only", default="", help="calls whose name holds this")

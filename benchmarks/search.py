@@ -117,7 +117,8 @@ def report(found: dict[str, list[dict]], lrm_path: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100, help="how many held-out prompts of two objects")
     parser.add_argument("--seeds", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--lrm", default="scenes", help="LRM folder that chooses; 'scenes' is the shipped warm one")
