@@ -228,7 +228,9 @@ def _run(args: argparse.Namespace) -> int:
         return _score(args)
     if args.run_dir is None:
         raise ConfigError(f"{args.command} needs --run-dir DIR, the folder for what it writes.")
-    if not args.resume:
+    if args.resume:
+        run, config = _resumed(args.command, args.run_dir)
+    else:
         config = read_settings(args)
         if _speaks():
             Run.require_new(args.run_dir)
@@ -237,8 +239,17 @@ def _run(args: argparse.Namespace) -> int:
     from lpo import commands  # torch and the Hugging Face stack: only once all is asked that can be without them
 
     if args.resume:
-        return commands.resume(args.command, args.run_dir)
+        return commands.resume(args.command, config, run)
     return commands.start(args.command, config, args.run_dir, to_dict(config))
+
+
+def _resumed(command: str, run_dir: str) -> tuple[Run, Any]:
+    """A run that is to go on, and the settings that it was started with. Raises ConfigError."""
+    run, settings = Run.resume(run_dir)
+    started_as = settings.pop("command", command)
+    if started_as != command:
+        raise ConfigError(f"The run in {run_dir} is a {started_as} run: resume it with that command.")
+    return run, from_dict(CONFIGS[command], settings)
 
 
 def _score(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lpo.backbones import base_fingerprint
 from lpo.backbones.latent_space import require_same
-from lpo.config import CONFIGS, ConfigError, from_dict
+from lpo.config import ConfigError
 from lpo.lpo_trainer import LPOTrainer
 from lpo.lrm_files import latent_space
 from lpo.lrm_trainer import LRMTrainer
@@ -40,13 +40,8 @@ def start(command: str, config: Any, run_dir: str, settings: dict) -> int:
     return _guarded(command, config, run, ranks, resuming=False)
 
 
-def resume(command: str, run_dir: str) -> int:
-    """Go on with the run in `run_dir`, with the settings it was started with."""
-    run, settings = Run.resume(run_dir)
-    started_as = settings.pop("command", command)
-    if started_as != command:
-        raise ConfigError(f"The run in {run_dir} is a {started_as} run: resume it with that command.")
-    config = from_dict(CONFIGS[command], settings)
+def resume(command: str, config: Any, run: Run) -> int:
+    """Go on with `run`, from `Run.resume`, with the settings it was started with. Returns as `start` does."""
     ranks = _ranks(command, config)
     run.writes = ranks.main
     return _guarded(command, config, run, ranks, resuming=True)

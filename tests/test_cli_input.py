@@ -142,7 +142,7 @@ ONE_PAIR = {"id": "1", "prompt": "the cat", "first": "a.png", "second": "b.png",
         (["sample", *RUN, "--prompts", "\udcff"], "prompts holds a lone surrogate"),
         *(
             (["trace", "--resume", "--run-dir", f"{{tmp}}/run_{name}"], "config.json is damaged")
-            for name in ("list", "broken", "latin", "deep")
+            for name in ("list", "broken", "latin")
         ),
         ([*TRAIN, "--lora_targets", "zzz"], "lora_targets names 'zzz'"),
         ([*TRAIN, "--lora_targets"], "lora_targets is empty"),
@@ -243,6 +243,26 @@ NOT_THERE = [
     ),
     (["train-lrm", "--pairs", "{tmp}/file", "--latent_cache", "{tmp}/file"], "file cannot be used (Not a directory)"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("command", "run", "words"),
+    [
+        ("trace", "none", "holds no run to resume"),
+        ("trace", "run_deep", "config.json is damaged"),
+        ("trace", "finished", "has already finished"),
+        ("sample", "stopped", "is a trace run: resume it with that command"),
+        ("trace", "stopped", "Unknown setting 'stepz'; did you mean 'steps'"),
+    ],
+)
+def test_what_cannot_go_on_is_said_before_torch_is_imported(files, capsys, no_torch, command, run, words):
+    for name in ("finished", "stopped"):
+        (files / name).mkdir()
+        (files / name / "config.json").write_text('{"command": "trace", "stepz": 1}')
+    (files / "finished" / "result.json").write_text("{}")
+    assert main([command, "--resume", "--run-dir", str(files / run)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("argv", "words"), NOT_THERE)
