@@ -26,6 +26,7 @@ DEFAULT_NAME = "me"
 MOST_PAIRS = 32
 MOST_EXCLUDED = 400
 ACTIVE = ("queued", "running", "stopping")
+NOBODY = "Pairs are drawn once the lab runs with its workers: it was started with --no-workers."
 
 Id = Annotated[int, Field(ge=1, le=2**53)]
 Key = Annotated[str, Field(min_length=8, max_length=64)]
@@ -238,7 +239,8 @@ def state(lab: Lab, study: Study, person: Annotator, comparison: int | None, fou
     making = queue.list_jobs(lab.store, kinds=("pairs",), states=ACTIVE, study_id=study.id, limit=1)
     if making:
         job = making[0]
-        waiting = "The next pairs wait for their turn." if job.state == "queued" else "Pictures are being drawn."
+        turn = "The next pairs wait for their turn." if lab.settings.workers else NOBODY
+        waiting = turn if job.state == "queued" else "Pictures are being drawn."
         return {
             **told,
             "state": "ready" if found else "filling",
@@ -250,8 +252,11 @@ def state(lab: Lab, study: Study, person: Annotator, comparison: int | None, fou
     if found or told["stats"]["left"]:
         return {**told, "state": "ready", "message": "", "progress": None}
     if failed:
-        return {**told, "state": "stuck", "message": f"The last try to make pairs failed: {failed}", "progress": None}
+        words = f"The last try to make pairs failed: {failed} Mend that and try again below, or choose another study."
+        return {**told, "state": "stuck", "message": words, "progress": None}
     if lab.settings.workers and study.settings.get("refill", True) and lab.current_study().id == study.id:
         return {**told, "state": "filling", "message": "Pairs are about to be drawn.", "progress": None}
-    name = "done" if told["stats"]["labels"] else "stuck"
-    return {**told, "state": name, "message": "", "progress": None}
+    if told["stats"]["labels"]:
+        return {**told, "state": "done", "message": "", "progress": None}
+    words = "Nothing makes pairs for this study. Make some below, under “Pairs for your own prompts”."
+    return {**told, "state": "stuck", "message": words if lab.settings.workers else NOBODY, "progress": None}

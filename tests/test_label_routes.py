@@ -246,16 +246,16 @@ def test_what_an_empty_queue_says(client, lab):
     def state() -> dict:
         return client.get("/api/pairs/next", params={"study": empty.id}).json()
 
-    assert state()["state"] == "stuck"
+    assert state()["state"] == "stuck" and "started with --no-workers" in state()["message"]
     job = queue.submit(lab.store, "pairs", "interactive", {}, study_id=empty.id)
-    assert (state()["state"], state()["progress"]) == ("filling", None)
+    assert (state()["state"], state()["progress"]) == ("filling", None) and "--no-workers" in state()["message"]
     queue.claim(lab.store, "interactive", "worker")
     queue.heartbeat(lab.store, job.id, "worker", 0.25, "1 of 4 pairs")
     assert {name: state()[name] for name in ("state", "message", "progress")} == {
         "state": "filling", "message": "1 of 4 pairs", "progress": 0.25,
     }  # fmt: skip
     queue.fail(lab.store, job.id, "worker", "The model folder /x does not exist.")
-    assert state()["state"] == "stuck" and "The model folder /x does not exist." in state()["message"]
+    assert state()["state"] == "stuck" and "The model folder /x does not exist. Mend that" in state()["message"]
     pair = add_pairs(lab.store, empty, 1)[0]
     given = state()
     assert given["state"] == "ready" and given["stats"]["left"] == 1

@@ -17,7 +17,7 @@ function emptyWords({ state, message, stats }, comparison, saving) {
     return ['done', 'You have answered every pair of this comparison', `${stats.votes} of ${stats.planned} planned votes are in.`];
   }
   if (state === 'done') return ['done', 'All done: you have answered every pair', `More can be made below, ${BELOW}`];
-  return ['stuck', 'No pairs yet', `${message || 'Nothing makes pairs for this study.'} Make some below, ${BELOW}`];
+  return ['stuck', 'No pairs yet', message];
 }
 
 // What was answered; where the pictures are above each other the sides are called so, as on the buttons.
