@@ -7,6 +7,7 @@ Frozen adapters may come from other tools (lpo/backbones/lora_files.py) and may 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,8 @@ from lpo.places import LORA_FILE, adapter_file
 from lpo.rng import normal
 
 TRAINABLE = "trainable"
+# peft asks whether several adapters on one network are meant: that is what a stack is
+warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
 
 
 class AdapterStack:

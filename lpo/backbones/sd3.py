@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
 from lpo import diffusion
@@ -102,13 +101,9 @@ class StableDiffusion3(LatentDiffusion):
         if self.scheduler.config.use_dynamic_shifting:
             _, rows, columns = shape or self.latent_shape()
             config, patch = self.scheduler.config, self.transformer.config.patch_size
-            mu = calculate_shift(
-                (rows // patch) * (columns // patch),
-                config.base_image_seq_len,
-                config.max_image_seq_len,
-                config.base_shift,
-                config.max_shift,
-            )
+            tokens = (rows // patch) * (columns // patch)
+            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+            mu = config.base_shift + slope * (tokens - config.base_image_seq_len)  # as the stock pipeline
         self.scheduler.set_timesteps(steps, mu=mu)
         return [round(t, 3) for t in self.scheduler.timesteps.tolist()]
 
