@@ -142,7 +142,7 @@ def test_forms_of_a_study_on_another_base(start_server, page):
     choose(scenes)  # on another page
     page.click("#tab-label-button")
     page.click("#tab-curves-button")
-    expect(least).to_have_value("0.35")
+    expect(least).to_have_value("0.08")
 
     choose(tiny)
     page.goto(server.url)
