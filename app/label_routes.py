@@ -26,6 +26,10 @@ DEFAULT_NAME = "me"
 MOST_PAIRS = 32
 MOST_EXCLUDED = 400
 ACTIVE = ("queued", "running", "stopping")
+OTHERS = (
+    "Another page has chosen another study, and pairs are drawn for that one. Choose this one again below, under "
+    "“Studies”."
+)
 NOBODY = "Pairs are drawn once the lab runs with its workers: it was started with --no-workers."
 
 Id = Annotated[int, Field(ge=1, le=2**53)]
@@ -259,4 +263,6 @@ def state(lab: Lab, study: Study, person: Annotator, comparison: int | None, fou
     if told["stats"]["labels"]:
         return {**told, "state": "done", "message": "", "progress": None}
     words = "Nothing makes pairs for this study. Make some below, under “Pairs for your own prompts”."
+    if lab.current_study().id != study.id:
+        words = OTHERS
     return {**told, "state": "stuck", "message": words if lab.settings.workers else NOBODY, "progress": None}

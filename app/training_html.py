@@ -89,7 +89,10 @@ def settings_words(row: dict, names: dict[str, str]) -> str:
 def head_html(lab: Lab, job: dict) -> str:
     """The chosen training in words: state, time left, what looks wrong, what came out."""
     name = escape(training.run_name(lab, job))
-    parts = [f"<b>{name}</b>: {state_words(job)}"]
+    words = state_words(job)
+    if job["state"] == "queued" and not lab.settings.workers:
+        words = "waiting for a lab that runs with its workers: this one was started with --no-workers."
+    parts = [f"<b>{name}</b>: {words}"]
     if job["state"] == "failed":
         parts = [
             f'<b>{name}</b>: <span class="tq-failed">{escape(job["error"] or "It failed; the log says why.")}</span>'

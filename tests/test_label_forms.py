@@ -1,8 +1,10 @@
 """The folded forms of the Label tab: pairs for own prompts, new studies, and the sentences for what is wrong."""
 
+import gradio as gr
 import pytest
 
 from app import choices, pairs
+from app.tabs import label
 from storage import jobs as queue
 from storage import labels
 
@@ -45,6 +47,19 @@ def test_a_job_for_own_prompts_and_every_refusal(lab, study):
     assert [value for _, value in choices.policies(lab)] == ["base"]
     single, _ = pairs.generate(lab, "a ball", 1, "base", "base", SAMPLER)
     assert pairs.job_line(lab, single) == "1 pair is waiting to be drawn."
+
+
+def test_no_pairs_are_made_for_a_study_that_the_page_does_not_show(lab, study):
+    with gr.Blocks() as blocks, gr.Tabs(), gr.Tab("Label"):
+        label.build(lab)
+    make = next(handler for handler in blocks.fns.values() if handler.name == "make")
+    settings = "a ball", 1, "base", "base", *SAMPLER.values()
+    other = labels.create_study(lab.store, "Mine", base="scenes")
+    lab.choose_study(other.id)  # on another page
+    assert "the study “Mine”" in make.fn({"study": study.id}, *settings)[2]
+    assert queue.list_jobs(lab.store) == []
+    assert make.fn({"study": other.id}, *settings)[2] == ""
+    assert queue.list_jobs(lab.store)[0].study_id == other.id
 
 
 def test_a_new_study_and_every_refusal(lab, study, tmp_path):

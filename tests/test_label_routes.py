@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
@@ -254,8 +255,11 @@ def test_what_an_empty_queue_says(client, lab):
     assert {name: state()[name] for name in ("state", "message", "progress")} == {
         "state": "filling", "message": "1 of 4 pairs", "progress": 0.25,
     }  # fmt: skip
+    lab.settings = replace(lab.settings, workers=True)
     queue.fail(lab.store, job.id, "worker", "The model folder /x does not exist.")
     assert state()["state"] == "stuck" and "The model folder /x does not exist. Mend that" in state()["message"]
+    queue.delete_job(lab.store, job.id)
+    assert state()["state"] == "stuck" and "chosen another study" in state()["message"]  # the one of the fixture
     pair = add_pairs(lab.store, empty, 1)[0]
     given = state()
     assert given["state"] == "ready" and given["stats"]["left"] == 1

@@ -169,7 +169,8 @@ def test_the_queue_shows_what_is_needed_and_escapes_what_others_wrote(lab):
     assert "waiting" in html
     head = training_html.head_html(lab, {**jobs.describe(lab, first), "state": "failed", "error": "<b>no</b>"})
     assert "&lt;b&gt;no&lt;/b&gt;" in head
-    assert "97% of the pairs" in training_html.head_html(lab, jobs.describe(lab, second))
+    head = training_html.head_html(lab, jobs.describe(lab, second))
+    assert "97% of the pairs" in head and "started with --no-workers" in head
 
 
 def test_samples_are_a_grid_of_prompts_and_steps(lab):

@@ -20,6 +20,10 @@ SPLIT = (
     "About one prompt in five is held out, decided by a hash of its text: labels on held-out prompts test the reward "
     "model and never train it."
 )
+OTHERS = (
+    "Nothing was made: meanwhile another page has chosen the study “{}”. Open this tab anew to work on that one, or "
+    "choose yours again under “Studies”."
+)
 ACTIVE = ("queued", "running", "stopping")
 
 
@@ -28,7 +32,7 @@ def build(lab: Lab) -> None:
     tab = Context.block
     picker = pair_picker(lambda: {"study": lab.current_study().id}, elem_id="label-picker")
     with gr.Accordion("Pairs for your own prompts", open=False, elem_id="label-pairs"):
-        first, second = _pairs_form(lab)
+        first, second = _pairs_form(lab, picker)
     with gr.Accordion("Studies", open=False, elem_id="label-studies"):
         study, about = _studies_form(lab, picker)
 
@@ -51,7 +55,7 @@ def describe(lab: Lab) -> str:
     return f"Base {plain(row.base)}, question “{plain(row.question)}”. {SPLIT}"
 
 
-def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
+def _pairs_form(lab: Lab, picker: gr.HTML) -> tuple[gr.Dropdown, gr.Dropdown]:
     """Prompts, where the pictures come from, how many; the button queues a job."""
     job = gr.State(None)
     with gr.Row():
@@ -81,9 +85,11 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
     refused = gr.Markdown(elem_id="label-refused")  # of the buttons alone: what tells of the job must not cover it
     timer = gr.Timer(1.0, active=False)
 
-    def make(text, each, first, second, steps, guidance, eta):
+    def make(shown, text, each, first, second, steps, guidance, eta):
         sampler = {"steps": steps, "guidance_scale": guidance, "eta": eta}
         try:
+            if shown["study"] != (current := lab.current_study()).id:
+                raise ValueError(OTHERS.format(current.name))
             job_id, _ = pairs.generate(lab, text, each, first, second, sampler)
         except ValueError as error:
             return gr.skip(), gr.skip(), warning(error), gr.skip(), gr.skip()
@@ -103,7 +109,7 @@ def _pairs_form(lab: Lab) -> tuple[gr.Dropdown, gr.Dropdown]:
         return "Stopping after the pictures in hand.", ""
 
     turns, asked = in_turn("label-pairs"), [text, each, first, second, steps, guidance, eta]
-    go.click(make, asked, [job, told, refused, timer, stop], **turns)
+    go.click(make, [picker, *asked], [job, told, refused, timer, stop], **turns)
     timer.tick(tick, job, [told, timer, stop], **turns)
     stop.click(end, job, [told, refused], **turns)
     gr.on([each.input for each in asked], None, None, refused, js="() => ''", **QUIET)
