@@ -50,6 +50,7 @@ def create_app(lab: Lab) -> FastAPI:
         theme=ui.THEME,
         css=ui.CSS,
         js=ui.JS,
+        head=ui.HEAD,
         footer_links=[],
         run_history=False,
         ssr_mode=False,

@@ -1,5 +1,7 @@
 """Assembles the five tabs; no logic. Also the one place that says how the page looks."""
 
+from pathlib import Path
+
 import gradio as gr
 import segno
 
@@ -49,6 +51,7 @@ footer { display: none !important; }
 JS = """() => document.addEventListener('click', (event) => {
   if (event.detail > 1 && event.target.closest('button.once')) event.stopImmediatePropagation();
 }, true)"""
+HEAD = f"<script>{(Path(__file__).parent / 'components' / 'event_stream.js').read_text()}</script>"
 
 
 def build_ui(lab: Lab) -> gr.Blocks:
