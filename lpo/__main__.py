@@ -142,12 +142,12 @@ def _adapter(text: str) -> dict:
         return {"path": text}
 
 
-def read_settings(args: argparse.Namespace) -> Any:
-    """The config of the command: preset, then file, then flags. Raises ConfigError."""
+def read_settings(args: argparse.Namespace, own: dict | None = None) -> Any:
+    """The config of the command: preset, then file, then flags, over a run's `own` settings. Raises ConfigError."""
     config_class = CONFIGS[args.command]
     hints = typing.get_type_hints(config_class)
-    settings: dict = {}
-    preset = args.preset or (None if args.config else BARE)
+    settings = dict(own or {})
+    preset = args.preset or (None if args.config or own else BARE)
     if preset:
         if preset not in PRESETS[args.command]:
             known = ", ".join(PRESETS[args.command])
@@ -229,7 +229,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.run_dir is None:
         raise ConfigError(f"{args.command} needs --run-dir DIR, the folder for what it writes.")
     if args.resume:
-        run, config = _resumed(args.command, args.run_dir)
+        run, config = _resumed(args)
     else:
         config = read_settings(args)
         if _speaks():
@@ -243,13 +243,27 @@ def _run(args: argparse.Namespace) -> int:
     return commands.start(args.command, config, args.run_dir, to_dict(config))
 
 
-def _resumed(command: str, run_dir: str) -> tuple[Run, Any]:
-    """A run that is to go on, and the settings that it was started with. Raises ConfigError."""
-    run, settings = Run.resume(run_dir)
-    started_as = settings.pop("command", command)
-    if started_as != command:
-        raise ConfigError(f"The run in {run_dir} is a {started_as} run: resume it with that command.")
-    return run, from_dict(CONFIGS[command], settings)
+def _resumed(args: argparse.Namespace) -> tuple[Run, Any]:
+    """A run that is to go on, and the settings that it was started with. Raises ConfigError, also for other ones."""
+    run, settings = Run.resume(args.run_dir)
+    started_as = settings.pop("command", args.command)
+    if started_as != args.command:
+        raise ConfigError(f"The run in {args.run_dir} is a {started_as} run: resume it with that command.")
+    config = from_dict(CONFIGS[args.command], settings)
+    asked = _flat(read_settings(args, settings))
+    for name, value in _flat(config).items():
+        if asked[name] != value:
+            raise ConfigError(
+                f"{args.run_dir} was started with {name} {value!r} and goes on with that, not with {asked[name]!r}: "
+                "leave it away, or start a new run in another --run-dir."
+            )
+    return run, config
+
+
+def _flat(config: Any) -> dict:
+    """The settings by the names of their flags, those of the policy among them."""
+    fields = to_dict(config)
+    return fields | fields.pop("policy", {})
 
 
 def _score(args: argparse.Namespace) -> int:

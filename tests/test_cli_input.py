@@ -265,6 +265,28 @@ def test_what_cannot_go_on_is_said_before_torch_is_imported(files, capsys, no_to
     assert said.startswith("error: ") and words in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--steps", "7"], "was started with steps 5 and goes on with that, not with 7"),
+        (["--preset", "sd15"], "was started with steps 5 and goes on with that, not with 20"),
+        (["--config", "{tmp}/other.json"], "was started with prompt 'x' and goes on with that, not with 'y'"),
+        (["--adapters", "a@0.5"], "was started with adapters [] and goes on with that"),
+        (["--steps", "many"], "steps is 'many'"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_settings_or_not_at_all(files, capsys, no_torch, flags, words):
+    (files / "stopped").mkdir()
+    (files / "stopped" / "config.json").write_text(
+        '{"command": "trace", "prompt": "x", "lrm": ["scenes"], "steps": 5, "guidance_scale": 4.0}'
+    )
+    (files / "other.json").write_text('{"prompt": "y"}')
+    run = ["--resume", "--run-dir", str(files / "stopped")]
+    assert main(["trace", *run, *(flag.replace("{tmp}", str(files)) for flag in flags)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize(("argv", "words"), NOT_THERE)
 def test_what_is_not_there_is_said_before_torch_is_imported(files, capsys, no_torch, argv, words):
     assert main([a.replace("{tmp}", str(files)) for a in [*argv, *RUN]]) == 2

@@ -174,7 +174,7 @@ def test_sigterm_saves_and_resume_gives_the_same_adapter(tmp_path):
     # Seconds of work, not of waiting for a busy machine's attention.
     assert usage.ru_utime + usage.ru_stime - before < 10
     assert not (cut / "result.json").exists()
-    assert main(["train-lpo", "--run-dir", str(cut), "--resume"]) == 0
+    assert main(["train-lpo", *settings, "--run-dir", str(cut), "--resume"]) == 0  # the same command again, and further
     ours, theirs = (load_file(d / "checkpoints/final/pytorch_lora_weights.safetensors") for d in (whole, cut))
     assert set(ours) == set(theirs) and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
