@@ -30,6 +30,8 @@ OTHERS = (
     "Another page has chosen another study, and pairs are drawn for that one. Choose this one again below, under "
     "“Studies”."
 )
+FAILED = "The last try to make pairs failed: {} Mend that and try again below, or choose another study."
+NOTHING = "Nothing makes pairs for this study. Make some below, under “Pairs for your own prompts”."
 NOBODY = "Pairs are drawn once the lab runs with its workers: it was started with --no-workers."
 
 Id = Annotated[int, Field(ge=1, le=2**53)]
@@ -235,34 +237,32 @@ def state(lab: Lab, study: Study, person: Annotator, comparison: int | None, fou
 
     `state` is "ready" (there are pairs), "filling" (they are being made), "stuck" (nobody makes any) or "done".
     """
-    told = stats(lab, study, person, comparison)
+    told = {**stats(lab, study, person, comparison), "progress": None}
     if comparison is not None:
         where = comparisons.comparison_progress(lab.store, comparison)["state"]
-        name = "filling" if where == "preparing" else "ready" if found else "done"
-        return {**told, "state": name, "message": "", "progress": None}
+        return {**told, "state": "filling" if where == "preparing" else "ready" if found else "done", "message": ""}
     making = queue.list_jobs(lab.store, kinds=("pairs",), states=ACTIVE, study_id=study.id, limit=1)
     if making:
         job = making[0]
         turn = "The next pairs wait for their turn." if lab.settings.workers else NOBODY
-        waiting = turn if job.state == "queued" else "Pictures are being drawn."
-        return {
-            **told,
-            "state": "ready" if found else "filling",
-            "message": job.message or waiting,
-            "progress": job.progress,
-        }
-    latest = queue.list_jobs(lab.store, kinds=("pairs",), study_id=study.id, limit=1)
-    failed = latest[0].error if latest and latest[0].state == "failed" else ""
+        words = job.message or (turn if job.state == "queued" else "Pictures are being drawn.")
+        return {**told, "state": "ready" if found else "filling", "message": words, "progress": job.progress}
     if found or told["stats"]["left"]:
-        return {**told, "state": "ready", "message": "", "progress": None}
-    if failed:
-        words = f"The last try to make pairs failed: {failed} Mend that and try again below, or choose another study."
-        return {**told, "state": "stuck", "message": words, "progress": None}
-    if lab.settings.workers and study.settings.get("refill", True) and lab.current_study().id == study.id:
-        return {**told, "state": "filling", "message": "Pairs are about to be drawn.", "progress": None}
-    if told["stats"]["labels"]:
-        return {**told, "state": "done", "message": "", "progress": None}
-    words = "Nothing makes pairs for this study. Make some below, under “Pairs for your own prompts”."
-    if lab.current_study().id != study.id:
-        words = OTHERS
-    return {**told, "state": "stuck", "message": words if lab.settings.workers else NOBODY, "progress": None}
+        return {**told, "state": "ready", "message": ""}
+    name, words = _without_pairs(lab, study, labelled=bool(told["stats"]["labels"]))
+    return {**told, "state": name, "message": words}
+
+
+def _without_pairs(lab: Lab, study: Study, labelled: bool) -> tuple[str, str]:
+    """`state` and `message` of a study that has no pair, and for which none is being made."""
+    latest = queue.list_jobs(lab.store, kinds=("pairs",), study_id=study.id, limit=1)
+    if latest and latest[0].state == "failed":
+        return "stuck", FAILED.format(latest[0].error)
+    current = lab.current_study().id == study.id
+    if lab.settings.workers and current and study.settings.get("refill", True):
+        return "filling", "Pairs are about to be drawn."
+    if labelled:
+        return "done", ""
+    if not lab.settings.workers:
+        return "stuck", NOBODY
+    return "stuck", NOTHING if current else OTHERS

@@ -100,10 +100,10 @@ def job_line(lab: Lab, job_id: str | None) -> str:
     except ValueError:  # deleted in the meantime
         return ""
     count = job["config"]["count"]
-    pairs, are = ("1 pair", "is") if count == 1 else (f"{count} pairs", "are")
+    pairs, are, were = ("1 pair", "is", "was") if count == 1 else (f"{count} pairs", "are", "were")
     match job["state"]:
         case "done":
-            return f"Done: {pairs} {'was' if count == 1 else 'were'} made for the queue above."
+            return f"Done: {pairs} {were} made for the queue above."
         case "failed":
             return warning(job["error"])
         case "queued":

@@ -20,7 +20,6 @@ from app.tabs import base_form, train_models, train_queue
 from app.tabs.events import LAST, ONCE, QUIET, in_turn, kept
 from app.words import warning
 from lpo.config import CONFIGS, PRESETS, ConfigError, LPOConfig, LRMConfig, from_preset, to_dict
-from lpo.export_card import plain
 from lpo.preflight import family
 from storage import numbers, studies
 
@@ -28,12 +27,12 @@ LRM_MAIN = ("train", "lr", "steps", "batch_size")
 LPO_MAIN = ("iterations", "lr", "beta", "t_min")
 FRESH = ("the base model: knows no reward yet", "base")
 CHANGED = (
-    "⚠️ Nothing was started: the study is on another base than the one that this form was filled for. Now it has the "
+    "Nothing was started: the study is on another base than the one that this form was filled for. Now it has the "
     "settings of the new base; look at them and press once more."
 )
 
 OTHER = (
-    "⚠️ Nothing was started: meanwhile the study “{}” was chosen, on this page or another. The labels told above are "
+    "Nothing was started: meanwhile the study “{}” was chosen, on this page or another. The labels told above are "
     "its own now; press once more to train on them."
 )
 
@@ -219,13 +218,13 @@ def _finish(
     def begin(filled, study, devices, *values):
         """Returns the sentence for the form and the new job's id, which the queue then shows."""
         if filled != base_form.base_of(lab):
-            return CHANGED, gr.skip()
+            return warning(CHANGED), gr.skip()
         if study not in (None, (current := lab.current_study()).id):
-            return OTHER.format(plain(current.name)), gr.skip()
+            return warning(OTHER.format(current.name)), gr.skip()
         try:
             config = config_of(*values)
         except ValueError:  # beside the button stands which one, and why
-            return "⚠️ Nothing was started: a setting has to be corrected first.", gr.skip()
+            return warning("Nothing was started: a setting has to be corrected first."), gr.skip()
         try:
             if kind == "train-lrm" and not numbers.counts(lab.store, lab.current_study().id)["train"]:
                 raise ConfigError("There is no label to train on yet; give some answers in the Label tab first.")
