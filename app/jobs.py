@@ -57,6 +57,13 @@ def submit(
     return job.id
 
 
+def waiting(lab: Lab) -> str:
+    """What a job that is in the queue waits for, as it follows a colon."""
+    if lab.settings.workers:
+        return "waiting for the worker…"
+    return "waiting for a lab that runs with its workers: this one was started with --no-workers."
+
+
 def trace_line(lab: Lab, tab: str, request) -> str:
     """The line of a person's traces in a tab, for `supersedes`: nobody cancels another's, nor one tab the other's.
 

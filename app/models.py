@@ -128,7 +128,7 @@ def listing(lab: Lab, kind: str, checkpoint_ids: list[int] | None = None) -> tup
     rows = [row for row in jobs.list_jobs(lab, lane="data", limit=200) if row["kind"] == kind]
     if checkpoint_ids is not None:
         rows = [row for row in rows if row["config"]["checkpoint_id"] in checkpoint_ids]
-    lines = "".join(f"<tr><td>{_what(row)}</td><td>{_state(row)}</td></tr>" for row in rows[: LISTED[kind]])
+    lines = "".join(f"<tr><td>{_what(row)}</td><td>{_state(lab, row)}</td></tr>" for row in rows[: LISTED[kind]])
     return f"<table>{lines}</table>" if lines else "", any(row["state"] not in ENDED for row in rows)
 
 
@@ -142,11 +142,11 @@ def _what(row: dict) -> str:
     return f"<b>{escape(config['name'])}</b> as {escape(config['format'])}{dtype}{alone}"
 
 
-def _state(row: dict) -> str:
+def _state(lab: Lab, row: dict) -> str:
     if row["state"] == "failed":
         return f"⚠️ {escape(row['error'] or 'It failed.')}"
     if row["state"] == "queued":
-        return "waiting for the worker…"
+        return jobs.waiting(lab)
     if row["state"] in ("stopped", "cancelled"):
         return "stopped; press the button again"
     if row["state"] != "done":

@@ -91,7 +91,7 @@ def head_html(lab: Lab, job: dict) -> str:
     name = escape(training.run_name(lab, job))
     words = state_words(job)
     if job["state"] == "queued" and not lab.settings.workers:
-        words = "waiting for a lab that runs with its workers: this one was started with --no-workers."
+        words = jobs.waiting(lab)
     parts = [f"<b>{name}</b>: {words}"]
     if job["state"] == "failed":
         parts = [

@@ -138,7 +138,7 @@ def test_own_prompts(lab, run):
 def test_a_fixed_vote_from_sampling_to_verdict(lab, run, voter):
     comparison_id = new(lab, run, count=10)
     face = compare_panel.face(lab, comparison_id, None)
-    assert "waiting for the worker" in face["title"]
+    assert "waiting for a lab that runs with its workers" in face["title"]
     sampled(lab, comparison_id)
     job_folder = lab.store.runs_dir / comparisons.compare_job(lab, comparison_id)
     job_folder.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """What the Curves tab draws and asks for, without a browser: numbers against hand-made trajectories."""
 
+import dataclasses
 import json
 import math
 from itertools import pairwise
@@ -195,7 +196,9 @@ def test_a_request_becomes_one_job_and_is_remembered_for_its_study(lab):
     checkpoints.set_setting(lab.store, curves.LAST_CHOICE, {**curves.last_choice(lab), "study": 99})
     assert curves.last_choice(lab) == {}
     text, value, _ = curves.draw(lab, request, False)
-    assert text == "Waiting for the worker…"
+    assert text == "Waiting for a lab that runs with its workers: this one was started with --no-workers."
+    lab.settings = dataclasses.replace(lab.settings, workers=True)
+    assert curves.draw(lab, request, False)[0] == "Waiting for the worker…"
     assert value["figure"]["data"][0]["x"] == []
 
 

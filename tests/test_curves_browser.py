@@ -136,14 +136,14 @@ def test_a_search_becomes_a_policy_and_bad_settings_are_told(page_of, tmp_path):
     page.click("#curves-search-add")
     page.wait_for_selector("#curves-search-told :text('base + best of 3 (Scenes, as shipped)')")
     page.click("#curves-trace")
-    page.wait_for_selector("#curves-status :text('Waiting for the worker')")
+    page.wait_for_selector("#curves-status :text('Waiting for a lab that runs with its workers')")
     store = storage.open(tmp_path / "lab")
     job = queue.list_jobs(store, kinds=("trace",), states=("queued",))[0]
     store.close()
     assert [(policy.get("search") or {}).get("candidates") for policy in job.config["policies"]] == [None, 3]
     page.reload()  # the list keeps it
     page.click("#tab-curves-button")
-    page.wait_for_selector("#curves-status :text('Waiting for the worker')")
+    page.wait_for_selector("#curves-status :text('Waiting for a lab that runs with its workers')")
     expect(page.locator("text=base + best of 3 (Scenes, as shipped)").first).to_be_attached()
     assert not errors
 

@@ -116,7 +116,7 @@ def draw(lab: Lab, request: dict | None) -> tuple:
     words = {
         "done": "",
         "failed": warning(job["error"]),
-        "queued": "Waiting for the worker…",
+        "queued": jobs.waiting(lab).capitalize(),
         "running": f"{job['message'] or 'Starting'}…",
     }.get(job["state"], "Stopped before its end. Press the button to go on.")
     return words, value, gr.Timer(active=job["state"] not in ENDED)

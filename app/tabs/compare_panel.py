@@ -156,7 +156,7 @@ def _sampling(lab: Lab, row: Comparison, progress: dict) -> tuple[str, bool]:
         why = (job["error"] or "The sampling was stopped.") if job else gone
         return warning(why), job is not None
     if job["state"] == "queued":
-        return "waiting for the worker…", False
+        return jobs.waiting(lab), False
     if devices.waits(job["message"]):
         return f"{job['message']}.", False
     return f"sampling, {progress['pairs']} of {total} pairs…", False

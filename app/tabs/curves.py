@@ -265,18 +265,18 @@ def draw(lab: Lab, request: dict | None, siblings: bool):
     if request["job"] is not None:
         job = jobs.describe(lab, request["job"])
         active = job["state"] not in ENDED
-        text = job_line(job) or text
+        text = job_line(lab, job) or text
     if not active and not text and curves and siblings and not any("gap" in s for c in curves for s in c["steps"]):
         text = "These trajectories were traced without siblings; set siblings to 4 below and trace again."
     return text, value, gr.Timer(active=active)
 
 
-def job_line(job: dict) -> str:
+def job_line(lab: Lab, job: dict) -> str:
     """The state of a trace job as a person reads it; empty when it is done."""
     if job["state"] == "failed":
         return warning(job["error"] or "The trace failed; its log says why.")
     if job["state"] == "queued":
-        return "Waiting for the worker…"
+        return jobs.waiting(lab).capitalize()
     if job["state"] in ("stopped", "cancelled"):
         return "Stopped before its end. Press **Trace** to go on."
     return "" if job["state"] == "done" else f"{job['message'] or 'Starting'}…"

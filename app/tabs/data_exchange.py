@@ -168,7 +168,7 @@ def _state(lab: Lab, row: dict, studies: dict[int, str]) -> str:
         again = not upload or (lab.store.cache_dir / "uploads" / upload).exists()
         return f"⚠️ {escape(row['error'] or 'It failed.')}{_button(row, 'resume', 'Try again') if again else ''}"
     if row["state"] == "queued":
-        return f"waiting for the worker…{_button(row, 'stop')}"
+        return f"{jobs.waiting(lab)} {_button(row, 'stop')}"
     if row["state"] in ("stopped", "cancelled"):
         return escape(row["message"] or row["state"]) + _button(row, "resume")
     if row["state"] != "done":
