@@ -1,6 +1,7 @@
 """app/components/event_stream.js: no answer of the server is left lying when its stream is closed under an event."""
 
 import pytest
+from conftest import unfold
 from playwright.sync_api import expect
 
 import storage
@@ -42,7 +43,9 @@ def curves(start_server, page):
     page.add_init_script(LATE_CLOSE)
     page.goto(server.url)
     page.click("#tab-curves-button")
-    page.locator("button:visible", has_text="All other settings").click()
+    expect(page.locator("#curves-prompt textarea, #curves-prompt input")).not_to_have_value("")
+    page.wait_for_timeout(1000)  # the tab has its answer, and its settings
+    unfold(page.locator("button:visible", has_text="All other settings"))
     yield page.get_by_role("textbox", name="threshold min "), lambda: choose(scenes)
     store.close()
 
@@ -70,9 +73,10 @@ def test_a_stream_that_owes_nothing_ends(curves, page):
     choose_scenes()
     page.click("#tab-curves-button")
     expect(least).to_have_value("0.08")
-    for tab in ("label", "train") * 5:  # an event that is answered before it is confirmed leaves the stream to the next
-        page.wait_for_timeout(5000)
+    for tab in ("label", "train") * 5:  # a stream that Gradio's client opened after its answer is ended by the next
+        page.wait_for_timeout(4000)
         if len(ended) == len(streams):
             break
         page.click(f"#tab-{tab}-button")
+        page.wait_for_timeout(4000)
     assert streams and len(ended) == len(streams)

@@ -136,7 +136,9 @@ def test_forms_of_a_study_on_another_base(start_server, page):
     choose(studies.create_study(store, "Large", base="nobody/an-sdxl"))
     page.goto(server.url)  # the server was started with another study, and knows no better
     page.click("#tab-curves-button")
-    page.locator("button:visible", has_text="All other settings").click()
+    expect(page.locator("#curves-prompt textarea, #curves-prompt input")).not_to_have_value("")
+    page.wait_for_timeout(1000)  # the tab has its answer, and its settings
+    unfold(page.locator("button:visible", has_text="All other settings"))
     least = page.get_by_role("textbox", name="threshold min ")
     expect(least).to_have_value("0.45")
     choose(scenes)  # on another page

@@ -5,20 +5,29 @@
 // Gradio's client sees one stream. In the page's head, before Gradio's first event.
 (() => {
   const fetched = window.fetch;
-  const owed = new Set();   // events sent and unanswered, by id; one that has no id yet stands for itself
-  const early = new Set();  // ids that were answered before they were known
+  const unconfirmed = new Set();  // events sent, as promises of what the server says to them
+  const owed = new Set();         // the ids of those that it took and has not answered
+  const early = new Set();        // ids that were answered before they were confirmed
 
-  async function join(...request) {
-    const event = {};
-    owed.add(event);
-    try {
-      const response = await fetched(...request);
+  function join(...request) {
+    const confirmed = fetched(...request).then(async (response) => {
       const id = response.ok && (await response.clone().json()).event_id;
       if (id && !early.delete(id)) owed.add(id);
       return response;
-    } finally {
-      owed.delete(event);
+    });
+    unconfirmed.add(confirmed);
+    const done = () => unconfirmed.delete(confirmed);
+    confirmed.then(done, done);
+    return confirmed;
+  }
+
+  // Whether an answer is owed, once it is known of every event whether the server took it, to Gradio's client as well.
+  async function owes() {
+    while (unconfirmed.size) {
+      await Promise.allSettled(unconfirmed);
+      await new Promise((done) => setTimeout(done, 50));
     }
+    return owed.size > 0;
   }
 
   async function* messages(request, response) {
@@ -34,7 +43,7 @@
         for (const message of whole) {
           const { msg, event_id: id } = JSON.parse(message.slice('data:'.length));
           if (msg === 'process_completed' && !owed.delete(id)) early.add(id);
-          open = msg === 'close_stream' && owed.size > 0;
+          open = msg === 'close_stream' && (await owes());
           if (!open) yield encoder.encode(`${message}\n\n`);
         }
       }
