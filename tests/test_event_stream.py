@@ -54,8 +54,9 @@ def test_an_event_under_a_close_has_its_answer(curves, page):
     least, choose_scenes = curves
     expect(least).to_have_value("0.45")
     page.wait_for_timeout(2500)  # the streams of these answers are closed
+    before = page.evaluate("window.closes")
     page.click("#tab-label-button")
-    page.wait_for_function("closes => window.closes > closes", arg=page.evaluate("window.closes"))
+    page.wait_for_function("closes => window.closes > closes", arg=before)
     choose_scenes()
     page.click("#tab-curves-button")  # the server has closed its stream, and the page does not know
     expect(least).to_have_value("0.08")
