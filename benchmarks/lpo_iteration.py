@@ -24,8 +24,8 @@ from benchmarks.measure import Meter
 PHASES = ("sampling", "scoring", "training")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = measure.flags(__doc__.split("\n\n")[0])
+def parse(argv: list[str] | None, about: str = __doc__) -> argparse.Namespace:
+    parser = measure.flags(about.split("\n\n")[0])
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--siblings", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)

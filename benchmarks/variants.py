@@ -32,7 +32,7 @@ def run(argv: list[str], folder: Path) -> dict:
     """All numbers of the benchmark; `argv` are flags of benchmarks.lpo_iteration."""
     patterns, meters, all_pairs = {}, {}, 10**6
     for i, (name, changes) in enumerate(VARIANTS.items()):
-        arguments = lpo_iteration.parse([*argv, "--set", *changes])
+        arguments = lpo_iteration.parse([*argv, "--set", *changes], __doc__)
         place = folder / str(i)
         place.mkdir()
         config = config_of(arguments, write_prompts(place, arguments.prompts))
