@@ -87,7 +87,7 @@ class Study:
         stamp, wanted = out / "plan.json", json.loads(json.dumps(asdict(plan)))
         if stamp.exists() and json.loads(stamp.read_text()) != wanted:
             raise SystemExit(f"{out} holds a study of another plan: choose another --out or remove the folder.")
-        _write(stamp, wanted)
+        write(stamp, wanted)
         if threads:
             import torch
 
@@ -117,7 +117,7 @@ class Study:
                 for place, seed, picture in sample(backbone, [prompts[i] for i in chunk], list(own)):
                     picture.save(folder / f"{chunk[place]:06d}_{seed}.png")
                 _say(f"{name}: {start + len(chunk)} of {len(indices)} prompts")
-        _write(folder / "done.json", {"seconds": time.monotonic() - started, "count": sum(map(len, seeds))})
+        write(folder / "done.json", {"seconds": time.monotonic() - started, "count": sum(map(len, seeds))})
         return folder
 
     def pool(self, split: str) -> list[dict]:
@@ -149,7 +149,7 @@ class Study:
         train = self.pool("train")
         chosen = [train[i] for i in rng.permutation(len(train))[:count]]
         return [
-            {**pair, "target": TARGETS[_vote(taste, pair, rng, noise)]}
+            {**pair, "target": TARGETS[vote(taste, pair, rng, noise)]}
             for pairs, noise in ((chosen, NOISE), (self.pool("heldout"), 0.0))
             for pair in pairs
         ]
@@ -167,7 +167,7 @@ class Study:
             labels = [pair for pair in self.labels(taste, seed, count) if pair["split"] == "train"]
             lines.write_text("".join(json.dumps(pair) + "\n" for pair in labels))
             files = {"pairs": str(lines.resolve()), "latent_cache": str((self.out / "latents").resolve())}
-            _lpo("train-lrm", run, {**self.plan.lrm, **files, "seed": seed})
+            run_trainer("train-lrm", run, {**self.plan.lrm, **files, "seed": seed})
         return run / "checkpoints" / "final"
 
     def accuracy(self, taste: str, count: int, seed: int) -> dict:
@@ -180,7 +180,7 @@ class Study:
         signs = np.array([1.0 if p["target"] == 1.0 else -1.0 for p in pairs])
         correct = (margins * signs > 0) + 0.5 * (margins == 0)
         result = {"timesteps": list(TIMESTEPS), "prompts": [p["prompt"] for p in pairs], "correct": correct.tolist()}
-        _write(file, result)
+        write(file, result)
         return result
 
     def _margins(self, lrm: Path, pairs: list[dict]) -> np.ndarray:
@@ -225,9 +225,9 @@ class Study:
         if not (run / "result.json").exists():
             run.parent.mkdir(parents=True, exist_ok=True)
             prompts, lrm = self.out / "train-prompts.json", self.reward_model(taste, self.plan.lpo_labels, seed)
-            _write(prompts, self.prompts["train"])
+            write(prompts, self.prompts["train"])
             overrides = {"lrm": str(lrm.resolve()), "prompts": str(prompts.resolve()), "seed": seed}
-            _lpo("train-lpo", run, {**self.plan.lpo, **overrides})
+            run_trainer("train-lpo", run, {**self.plan.lpo, **overrides})
         return run / "checkpoints" / "final"
 
     def verdict(self, taste: str, seed: int) -> dict:
@@ -262,10 +262,10 @@ class Study:
             }
         rng = np.random.default_rng([seed, 99])
         result["votes"] = [
-            _vote(taste, {"first": folders["lpo"] / n, "second": folders["base"] / n, "prompt": t}, rng, 0.0)
+            vote(taste, {"first": folders["lpo"] / n, "second": folders["base"] / n, "prompt": t}, rng, 0.0)
             for n, t in zip(names, texts, strict=True)
         ]
-        _write(file, result)
+        write(file, result)
         return result
 
     def run(self) -> Iterator[tuple[str, str, int, int]]:
@@ -281,12 +281,12 @@ class Study:
                 yield "verdict", taste, self.plan.lpo_labels, seed
 
 
-def _vote(taste: str, pair: dict, rng: np.random.Generator, noise: float) -> str:
+def vote(taste: str, pair: dict, rng: np.random.Generator, noise: float) -> str:
     first, second = (Image.open(pair[side]).convert("RGB") for side in ("first", "second"))
     return simulated_vote(taste, first, second, pair["prompt"], rng, noise)
 
 
-def _lpo(command: str, run: Path, overrides: dict) -> None:
+def run_trainer(command: str, run: Path, overrides: dict) -> None:
     """Run or resume one trainer through the command line, with the `scenes` preset and `overrides`."""
     call = [sys.executable, "-m", "lpo", command, "--run-dir", str(run)]
     if (run / "config.json").exists():
@@ -303,7 +303,7 @@ def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def _write(file: Path, data: dict | list) -> None:
+def write(file: Path, data: dict | list) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(data))

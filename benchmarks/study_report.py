@@ -83,7 +83,7 @@ def gain_table(out: Path) -> str:
                 paired_difference(np.concatenate(with_labels), np.tile(without, len(runs)),
                                   [prompt for run in runs for prompt in run["prompts"]])
             )
-        lines.append(f"| {taste} | {count} | " + " | ".join(map(_signed, cells)) + " |")
+        lines.append(f"| {taste} | {count} | " + " | ".join(map(signed, cells)) + " |")
     return "\n".join(lines)
 
 
@@ -111,10 +111,10 @@ def verdict_table(out: Path) -> str:
             taste,
             seed,
             f"{np.mean(base['judge']):.3f} → {np.mean(lpo['judge']):.3f}",
-            _signed(judged),
+            signed(judged),
             f"{np.mean(base['style']):.3f} → {np.mean(lpo['style']):.3f}",
-            _signed(style),
-            *map(_signed, rewards),
+            signed(style),
+            *map(signed, rewards),
             f"{won.rate:.2f} ({won.low:.2f}–{won.high:.2f})",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -170,7 +170,7 @@ def draw(out: Path, plan: Plan) -> None:
     pyplot.close(figure)
 
 
-def _signed(estimate) -> str:
+def signed(estimate) -> str:
     value, low, high = (round(one, 3) + 0.0 for one in (estimate.value, estimate.low, estimate.high))  # no -0.000
     return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 

@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from benchmarks.study_ceiling import ceiling
+from benchmarks.study_dpo import dpo_loss
 from benchmarks.study_report import gain_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def study(out: Path) -> str:
-    command = [sys.executable, "-m", "benchmarks.study", "--plan", "quick", "--out", str(out), "--threads", "1"]
+def run(name: str, out: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--plan", "quick", "--out", str(out), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -22,7 +25,7 @@ def study(out: Path) -> str:
 
 def test_the_quick_study_prints_its_tables_and_goes_on_where_it_stopped(tmp_path):
     out = tmp_path / "study"
-    report = study(out)
+    report = run("study", out, "--threads", "1")
     assert "| alignment | 0 | 1 |" in report
     assert "| style | 16 | 2 |" in report
     assert report.count("→") >= 4
@@ -34,9 +37,23 @@ def test_the_quick_study_prints_its_tables_and_goes_on_where_it_stopped(tmp_path
 
     before = {file: file.stat().st_mtime_ns for file in (out / "accuracy").iterdir()}
     (out / "verdict" / "style-0.json").unlink()
-    study(out)
+    run("study", out, "--threads", "1")
     assert (out / "verdict" / "style-0.json").exists()
     assert {file: file.stat().st_mtime_ns for file in (out / "accuracy").iterdir()} == before
+
+    few = ("--beta", "500", "--lr", "1e-3", "1e-4", "--steps", "2", "--batch", "4", "--prompts", "4", "--seeds", "1")
+    table = run("study_dpo", out, *few)
+    assert table.count("| Diffusion-DPO, beta 500, lr 0.001, 2 steps |") + table.count("lr 0.0001, 2 steps |") == 3
+    assert table.count("| LRM + LPO |") == 1
+
+
+def test_the_loss_of_diffusion_dpo_is_the_published_one():
+    errors = torch.tensor([[0.3, 0.5], [0.4, 0.2], [0.35, 0.5], [0.35, 0.2]], requires_grad=True)
+    loss = dpo_loss(*errors, beta=200.0)
+    inside = 200.0 * 0.5 * ((0.3 - 0.35) - (0.4 - 0.35))  # the policy predicts the winner better, and the loser worse
+    assert loss.tolist() == pytest.approx([np.log1p(np.exp(inside)), np.log(2)], rel=1e-4)
+    loss.sum().backward()
+    assert (errors.grad[0] > 0).all() and (errors.grad[1] < 0).all()
 
 
 def test_the_gain_over_the_warm_start_is_paired_by_noisy_pair(tmp_path):
