@@ -282,6 +282,7 @@ class Study:
 
 
 def vote(taste: str, pair: dict, rng: np.random.Generator, noise: float) -> str:
+    """What a simulated annotator says to two picture files: first, second or tie."""
     first, second = (Image.open(pair[side]).convert("RGB") for side in ("first", "second"))
     return simulated_vote(taste, first, second, pair["prompt"], rng, noise)
 
@@ -304,6 +305,7 @@ def _say(text: str) -> None:
 
 
 def write(file: Path, data: dict | list) -> None:
+    """JSON, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(data))

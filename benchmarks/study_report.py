@@ -171,6 +171,7 @@ def draw(out: Path, plan: Plan) -> None:
 
 
 def signed(estimate) -> str:
+    """A difference with its interval, as a cell of a table."""
     value, low, high = (round(one, 3) + 0.0 for one in (estimate.value, estimate.low, estimate.high))  # no -0.000
     return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
